@@ -1,0 +1,154 @@
+"""The bank: every leaf of K deltas of one shape, as K rows.
+
+Row k is one flat fp32 `Parameter` that holds all trained leaves of slot k, so that swapping, saving,
+freezing, clipping and the optimiser act on one tensor. The rows lie in one buffer [K, n]; a forward joins
+them without a copy and splits them once. Correctness never depends on the shared buffer: after `.to`,
+`deepcopy`, pickling or loading the rows may lie apart, and are laid together again at the next forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltatune.core.errors import StateError
+from deltatune.core.leaf import Leaf, draw
+
+__all__ = ["Bank"]
+
+
+class _Join(torch.autograd.Function):
+    """[K, n] from K rows that lie in one buffer: no copy forward, one row each backward."""
+
+    @staticmethod
+    def forward(ctx: Any, buffer: Tensor, *rows: Tensor) -> Tensor:
+        ctx.rows = rows
+        ctx.versions = [row._version for row in rows]
+        return buffer.view_as(buffer)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        # The rows are set through `.data`, so torch's own check does not see that one was changed.
+        if ctx.versions != [row._version for row in ctx.rows]:
+            raise StateError(
+                "A slot of the bank was changed in place between forward and backward. "
+                "Take the optimiser step, or load, after the backward pass."
+            )
+        return None, *gradients[0].unbind(0)
+
+
+class Bank(nn.Module):
+    """K rows of the same leaves.
+
+    Args:
+        leaves: name to description, in the order of the row. Ties are resolved already.
+        slots: K.
+        device: where the rows live.
+    """
+
+    def __init__(self, leaves: Mapping[str, Leaf], slots: int, device: torch.device) -> None:
+        super().__init__()
+        self.trained = {name: leaf.shape for name, leaf in leaves.items() if leaf.trained}
+        self.sizes = [leaf.count for leaf in leaves.values() if leaf.trained]
+        width = sum(self.sizes)
+        buffer = torch.zeros(slots, width, device=device)
+        self.slots = nn.ParameterList(nn.Parameter(row) for row in buffer.unbind(0))
+        self.fixed: dict[str, str] = {}
+        for index, (name, leaf) in enumerate(leaves.items()):
+            if not leaf.trained:
+                self.fixed[name] = f"fixed_{index}"
+                held = torch.zeros(slots, *leaf.shape, dtype=leaf.dtype, device=device)
+                self.register_buffer(f"fixed_{index}", held)
+        self._opened: dict[torch.dtype, dict[str, Tensor]] | None = None
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return len(self.slots)
+
+    @property
+    def numel(self) -> int:
+        """Trained entries of one slot."""
+        return sum(self.sizes)
+
+    @torch.no_grad()
+    def draw(self, leaves: Sequence[Mapping[str, Leaf]], seeds: Sequence[int]) -> None:
+        """Sets every slot to its initial values; `leaves[k]` and `seeds[k]` are slot k's."""
+        for slot, (described, seed) in enumerate(zip(leaves, seeds, strict=True)):
+            self.write(slot, {name: draw(leaf, seed, name) for name, leaf in described.items()})
+
+    @torch.no_grad()
+    def write(self, slot: int, values: Mapping[str, Tensor]) -> None:
+        """Sets the leaves of one slot; every leaf must be there, in its shape."""
+        start = 0
+        row = self.slots[slot]
+        for (name, shape), size in zip(self.trained.items(), self.sizes, strict=True):
+            row[start : start + size].copy_(values[name].reshape(shape).flatten())
+            start += size
+        for name, attribute in self.fixed.items():
+            getattr(self, attribute)[slot].copy_(values[name])
+
+    def read(self, slot: int) -> dict[str, Tensor]:
+        """The leaves of one slot, as views of its row; with the graph, where gradients are on."""
+        pieces = self.slots[slot].split(self.sizes)
+        values = {
+            name: piece.view(shape)
+            for (name, shape), piece in zip(self.trained.items(), pieces, strict=True)
+        }
+        return values | {name: getattr(self, at)[slot] for name, at in self.fixed.items()}
+
+    def pack(self) -> None:
+        """Lays the rows together in one buffer."""
+        buffer = torch.stack([row.detach() for row in self.slots])
+        for row, place in zip(self.slots, buffer.unbind(0), strict=True):
+            row.data = place
+
+    def joined(self) -> Tensor:
+        """All rows, [K, n]."""
+        rows = list(self.slots)
+        if len(rows) == 1:
+            return rows[0].unsqueeze(0)
+        if not _adjacent(rows):
+            self.pack()
+        buffer = rows[0].detach().as_strided(
+            (len(rows), rows[0].numel()), (rows[0].numel(), 1), rows[0].storage_offset()
+        )
+        return torch.stack(rows) if torch.compiler.is_compiling() else _Join.apply(buffer, *rows)
+
+    def open(self) -> None:
+        """Begins a forward: until `close`, leaves are joined and split once for each dtype."""
+        self._opened = {}
+
+    def close(self) -> None:
+        """Ends a forward."""
+        self._opened = None
+
+    def stacked(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Every leaf with its slot axis, [K, *shape], cast to `dtype`; the fixed ones as they are."""
+        if self._opened is not None and dtype in self._opened:
+            return self._opened[dtype]
+        pieces = self.joined().to(dtype).split(self.sizes, dim=1)
+        values = {
+            name: piece.unflatten(1, shape)
+            for (name, shape), piece in zip(self.trained.items(), pieces, strict=True)
+        }
+        values |= {name: getattr(self, attribute) for name, attribute in self.fixed.items()}
+        if self._opened is not None:
+            self._opened[dtype] = values
+        return values
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is opened belongs to a forward under way and cannot be copied with its graph.
+        return {**self.__dict__, "_opened": None}
+
+
+def _adjacent(rows: Sequence[Tensor]) -> bool:
+    first, step = rows[0], rows[0].numel() * rows[0].element_size()
+    return all(
+        row.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and row.data_ptr() == first.data_ptr() + k * step
+        for k, row in enumerate(rows)
+    )

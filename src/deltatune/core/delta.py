@@ -1,0 +1,420 @@
+"""A delta: an expression of methods bound to a model, with its tensors.
+
+The user keeps calling the backbone. A delta is attached to it, is active until told otherwise, and leaves
+the model as it was found when it is detached.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deltatune.core.bank import Bank
+from deltatune.core.chain import Link
+from deltatune.core.errors import ConfigurationError, StateError, TargetError, UnsupportedError
+from deltatune.core.grammar import Expression
+from deltatune.core.host import Host, host_of
+from deltatune.core.in_place import InPlaceBank, in_place_leaves
+from deltatune.core.leaf import Leaf
+from deltatune.core.method import Method
+from deltatune.core.rows import Rows
+from deltatune.core.seam import SEAMS
+from deltatune.core.select import Form
+from deltatune.core.site import Site
+from deltatune.core.storage import storage_of
+from deltatune.core.target import find_sites
+
+__all__ = ["Delta", "Part", "attach", "deltas_of", "layout"]
+
+_ALONE = Rows((0,))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One method of an expression with its sites on a model.
+
+    Attributes:
+        key: the prefix of its leaves: the method's name, with a number where it occurs again.
+        names: for each site, the method's leaf names to full names.
+        leaves: full names to descriptions, tied ones once.
+    """
+
+    key: str
+    method: Method
+    sites: tuple[Site, ...]
+    names: tuple[Mapping[str, str], ...]
+    leaves: Mapping[str, Leaf]
+
+
+def layout(model: nn.Module, expression: Expression) -> tuple[Part, ...]:
+    """The sites and leaves of an expression on a model. Changes nothing and reads no weight.
+
+    Raises:
+        TargetError: a target matches nothing, or what its method cannot use.
+        UnsupportedError: the backbone cannot take the face.
+    """
+    parts: list[Part] = []
+    for method in expression.methods:
+        same = sum(part.method.name == method.name for part in parts)
+        key = method.name if not same else f"{method.name}.{same + 1}"
+        if method.in_place:
+            parts.append(Part(key, method, (), (), in_place_leaves(model, key)))
+            continue
+        if method.face in SEAMS:
+            found = SEAMS[method.face].sites(model, method.target)
+        else:
+            found = find_sites(model, method.target, method.face)
+        sites = tuple(method.choose(found))
+        names: list[dict[str, str]] = []
+        leaves: dict[str, Leaf] = {}
+        for site in sites:
+            own = method.init(site)
+            names.append({n: f"{key}/{leaf.tie or site.name}/{n}" for n, leaf in own.items()})
+            leaves |= {names[-1][n]: leaf for n, leaf in own.items()}
+        if not leaves:
+            raise TargetError(
+                f"{method.name} finds nothing to tune at {method.target!r}. "
+                "Choose a target whose modules have what it tunes."
+            )
+        parts.append(Part(key, method, sites, tuple(names), leaves))
+    return tuple(parts)
+
+
+class Delta(nn.Module):
+    """Methods bound to a model, with K slots of their tensors. Made by `attach`.
+
+    Attributes:
+        expression: the methods of slot 0.
+        bank: the tensors.
+        seeds: one for each slot; initial values and dropout are keyed by it.
+        step: the training step, which keys dropout.
+    """
+
+    def __init__(
+        self, host: Host, expressions: Sequence[Expression], parts: Sequence[Part], seeds: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.__dict__["host"] = host
+        self.expressions = tuple(expressions)
+        self.parts = tuple(parts)
+        self.seeds = tuple(seeds)
+        self.name = str(expressions[0])
+        self.enabled = True
+        self.merged = False
+        self.attached = False
+        self.step = 0
+        self.keyed = False
+        self._route: Rows | None = None
+        device = next(host.model.parameters()).device
+        leaves = {name: leaf for part in parts for name, leaf in part.leaves.items()}
+        self.bank: Bank | InPlaceBank
+        if parts[0].method.in_place:
+            self.bank = InPlaceBank(host.model, parts[0].key)
+        else:
+            self.bank = Bank(
+                leaves, len(seeds), torch.device("cpu") if device.type == "meta" else device
+            )
+        self.links = [
+            Link(self, part.method, site, names, _forms(part.method, site))
+            for part in parts
+            for site, names in zip(part.sites, part.names, strict=True)
+        ]
+        self.training = False
+
+    @property
+    def model(self) -> nn.Module:
+        """The model it is attached to."""
+        host: Host = self.__dict__["host"]
+        return host.model
+
+    @property
+    def expression(self) -> Expression:
+        return self.expressions[0]
+
+    @property
+    def slots(self) -> int:
+        """K, the number of deltas in the bank."""
+        return self.bank.count
+
+    @property
+    def dropping(self) -> bool:
+        """Whether dropout applies: the model or the delta is in training mode."""
+        return self.training or self.model.training
+
+    @property
+    def rows(self) -> Rows:
+        """The slot of each row of the batch."""
+        if self._route is not None:
+            return self._route
+        if self.slots == 1:
+            return _ALONE
+        raise StateError(
+            f"The delta {self.name} has {self.slots} slots, and the batch is not routed. "
+            "Say which row uses which slot: `with delta.route([0, 1, ...]):`."
+        )
+
+    def advance(self) -> None:
+        """A training forward begins. Counts steps, unless a training loop sets them."""
+        if not self.keyed:
+            self.step += 1
+
+    @contextmanager
+    def route(self, rows: Sequence[int | None]) -> Iterator[None]:
+        """Within it, row i of every batch uses slot `rows[i]`; None leaves the row to the backbone alone.
+
+        Beams and flattened tokens follow their row. Raises ConfigurationError for a slot that is not there.
+        """
+        for slot in rows:
+            if slot is not None and not 0 <= slot < self.slots:
+                raise ConfigurationError(
+                    f"There is no slot {slot}: {self.name} has {self.slots}, counted from 0."
+                )
+        before, self._route = self._route, Rows(tuple(rows))
+        try:
+            yield
+        finally:
+            self._route = before
+
+    @contextmanager
+    def active(self, on: bool = True) -> Iterator[None]:
+        """Within it the delta acts (or, with `on=False`, does not); then it is as it was before."""
+        if isinstance(self.bank, InPlaceBank) and not on:
+            raise StateError(f"{self.name} trains the backbone itself, which cannot be switched off. Detach it.")
+        before = self.enabled
+        self.enabled = on
+        try:
+            yield
+        finally:
+            self.enabled = before
+
+    def tensors(self, slot: int = 0) -> dict[str, Tensor]:
+        """The trained and fixed leaves of one slot by full name, detached."""
+        return {name: value.detach() for name, value in self.bank.read(slot).items()}
+
+    def install(self) -> None:
+        """Puts the links in their chains."""
+        host: Host = self.__dict__["host"]
+        host.deltas.append(self)
+        self.attached = True
+        for face, links in self._seamed().items():
+            SEAMS[face].install(host, links)
+        for link in self.links:
+            if link.method.face in SEAMS:
+                continue
+            host.chain(link.site.module).links.append(link)
+            if link.site.entry is not None:
+                host.chain(link.site.entry[1]).entries.append(link)
+
+    def detach(self) -> None:
+        """Takes the delta off the model; in any order, and after the last one the model is as it was.
+
+        Raises StateError if it is merged or not attached.
+        """
+        host: Host = self.__dict__["host"]
+        if not self.attached:
+            raise StateError(f"{self.name} is not attached.")
+        if self.merged:
+            raise StateError(f"{self.name} is merged. Call unmerge() before detach().")
+        for face, links in self._seamed().items():
+            SEAMS[face].remove(host, links)
+        for chain in host.chains:
+            chain.links = [link for link in chain.links if link.delta is not self]
+            chain.entries = [link for link in chain.entries if link.delta is not self]
+        if isinstance(self.bank, InPlaceBank):
+            self.bank.restore()
+        host.deltas.remove(self)
+        self.attached = False
+        host.sweep()
+
+    def _seamed(self) -> dict[str, list[Link]]:
+        found: dict[str, list[Link]] = {}
+        for link in self.links:
+            if link.method.face in SEAMS:
+                found.setdefault(link.method.face, []).append(link)
+        return found
+
+    def dead_sites(self) -> list[str]:
+        """Sites whose module no forward has called since the delta was attached."""
+        host: Host = self.__dict__["host"]
+        called = {id(chain.module) for chain in host.chains if chain.called}
+        return [
+            link.site.name
+            for link in self.links
+            if link.method.face not in SEAMS and id(link.site.module) not in called
+        ]
+
+    @torch.no_grad()
+    def merge(self, slot: int = 0) -> None:
+        """Writes one slot into the backbone's weights, so that it costs nothing at inference.
+
+        Raises:
+            UnsupportedError: a part acts on activations, creates a bias, or writes a tied weight.
+            StateError: it is merged already, or a delta before it acts on the same weights.
+        """
+        host: Host = self.__dict__["host"]
+        self._check_merge(host)
+        written: dict[str, Tensor] = {}
+        for chain in host.chains:
+            links = [link for link in chain.links if link.delta is self]
+            if links:
+                path = links[0].site.path
+                values = chain.parameters(links, (slot,) * len(links))
+                for name in set[str]().union(*(link.touched for link in links)) & set(values):
+                    if chain.module._parameters.get(name) is None:
+                        raise UnsupportedError(
+                            f"{path} has no {name}: {self.name} created one, and merging it would change "
+                            "the backbone's architecture. Keep the delta attached."
+                        )
+                    written[f"{path}.{name}"] = values[name]
+        for full, value in written.items():
+            parameter = host.model.get_parameter(full)
+            self._kept[full] = parameter.detach().clone()
+            host.originals.setdefault(full, self._kept[full])
+            parameter.data.copy_(value)
+        host.merged.append(self)
+        self.merged = True
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Puts the weights back bit for bit. Raises StateError if another delta was merged after it."""
+        host: Host = self.__dict__["host"]
+        if not self.merged:
+            raise StateError(f"{self.name} is not merged.")
+        if host.merged[-1] is not self:
+            raise StateError(f"Unmerge {host.merged[-1].name} first: it was merged later.")
+        for full, value in self._kept.items():
+            host.model.get_parameter(full).data.copy_(value)
+            if value is host.originals.get(full):
+                del host.originals[full]
+        self._kept.clear()
+        host.merged.pop()
+        self.merged = False
+
+    @property
+    def _kept(self) -> dict[str, Tensor]:
+        kept: dict[str, Tensor] = self.__dict__.setdefault("_kept_weights", {})
+        return kept
+
+    def _check_merge(self, host: Host) -> None:
+        if self.merged or not self.attached:
+            raise StateError(f"{self.name} is {'merged already' if self.merged else 'not attached'}.")
+        owners: dict[int, int] = {}
+        for module in host.model.modules():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+        for link in self.links:
+            if link.method.face not in ("weight", "select"):
+                raise UnsupportedError(
+                    f"{link.method.name} acts on activations, so it cannot be written into weights. "
+                    "Keep it attached."
+                )
+            for name in link.touched:
+                parameter = link.site.parameters.get(name)
+                if parameter is not None and owners[id(parameter)] > 1:
+                    raise UnsupportedError(
+                        f"{link.site.path}.{name} is tied to another module, which merging would change "
+                        "too. Keep the delta attached."
+                    )
+            before = [k for k in host.chain(link.site.module).links if not k.delta.merged][0].delta
+            if before is not self:
+                raise StateError(f"Merge {before.name} first: it acts before {self.name}.")
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, slots={self.slots}, trainable={self.bank.numel:,}"
+
+
+def _forms(method: Method, site: Site) -> Mapping[str, Form]:
+    return method.select(site) if method.face == "select" else {}
+
+
+def attach(
+    model: nn.Module,
+    methods: Expression | Sequence[Expression],
+    *,
+    slots: int = 1,
+    seed: int | Sequence[int] = 0,
+) -> Delta:
+    """Binds an expression to a model, freezes the model, and makes the delta act.
+
+    Args:
+        model: any module whose places are known or can be inferred; also on the `meta` device.
+        methods: one expression for all slots, or one for each slot. Those may differ only in the fields
+            that a method names as its `slot_fields`.
+        slots: K, where one expression is given.
+        seed: of slot 0, the others counting up from it, or one for each slot.
+
+    Raises:
+        TargetError, UnsupportedError: see `layout`.
+        ConfigurationError: the slots' expressions do not fit one bank.
+        StateError: a control that trains in place cannot stand beside a delta.
+    """
+    expressions = [methods] * slots if isinstance(methods, Expression) else list(methods)
+    seeds = [seed + k for k in range(len(expressions))] if isinstance(seed, int) else list(seed)
+    if not expressions or len(seeds) != len(expressions):
+        raise ConfigurationError(f"{len(expressions)} slots need as many seeds; {len(seeds)} were given.")
+    plain = {_without_slot_fields(expression) for expression in expressions}
+    if len(plain) > 1:
+        raise ConfigurationError(
+            f"The slots of one bank hold one method each of the same shape; found {', '.join(map(str, plain))}. "
+            "Attach different methods as different deltas."
+        )
+    _check_alone(model, expressions)
+    layouts = [layout(model, expression) for expression in expressions]
+    described = [{n: leaf for part in parts for n, leaf in part.leaves.items()} for parts in layouts]
+    _check_weights(layouts[0])
+    host = host_of(model)
+    delta = Delta(host or Host(model), expressions, layouts[0], seeds)
+    try:
+        delta.bank.draw(described, seeds)
+        delta.install()
+    except BaseException:
+        if delta.attached:
+            delta.detach()
+        delta.__dict__["host"].sweep()
+        raise
+    return delta
+
+
+def deltas_of(model: nn.Module) -> tuple[Delta, ...]:
+    """The deltas attached to a model, in order."""
+    host = host_of(model)
+    return () if host is None else tuple(host.deltas)
+
+
+def _check_alone(model: nn.Module, expressions: Sequence[Expression]) -> None:
+    control = any(method.in_place for expression in expressions for method in expression)
+    crowded = len(expressions) > 1 or any(len(expression.methods) > 1 for expression in expressions)
+    held = [delta for delta in deltas_of(model) if control or isinstance(delta.bank, InPlaceBank)]
+    if (control and crowded) or held:
+        raise StateError(
+            "A control that trains the backbone in place stands alone: one slot, no other method, no other "
+            f"delta{' (attached: ' + ', '.join(d.name for d in held) + ')' if held else ''}."
+        )
+
+
+def _without_slot_fields(expression: Expression) -> Expression:
+    return Expression(
+        tuple(
+            dataclasses.replace(method, **{name: _default(method, name) for name in method.slot_fields})
+            for method in expression.methods
+        )
+    )
+
+
+def _default(method: Method, name: str) -> object:
+    return next(f.default for f in dataclasses.fields(method) if f.name == name)
+
+
+def _check_weights(parts: Sequence[Part]) -> None:
+    for part in parts:
+        for site in part.sites:
+            if part.method.face == "weight" and not storage_of(site.module).linear:
+                raise TargetError(
+                    f"{part.method.name} needs a linear weight; {site.path} is a {type(site.module).__name__}."
+                )

@@ -1,0 +1,133 @@
+"""The grammar of methods: one strict text for Python, YAML and the shell.
+
+    expression := method ("+" method)*
+    method     := name | name "(" [argument ("," argument)*] ")"
+    argument   := field "=" literal         a number, a quoted string, True, False, None
+
+`lora(rank=4, at='attention.q') + bitfit` and `parse(str(expression)) == expression` for every expression.
+It is a subset of Python's own expressions, so Python's parser reads it; nothing is evaluated.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deltatune.core.errors import ConfigurationError, UnknownNameError
+from deltatune.core.method import METHODS, Method
+
+__all__ = ["Expression", "build", "parse", "render", "split_methods"]
+
+
+@dataclass(frozen=True)
+class Expression:
+    """One method, or several that act at the same time."""
+
+    methods: tuple[Method, ...]
+
+    @classmethod
+    def of(cls, value: str | Method | Expression) -> Expression:
+        """The expression that `value` is, names or writes."""
+        if isinstance(value, Expression):
+            return value
+        if isinstance(value, Method):
+            return cls((value,))
+        if isinstance(value, str):
+            return parse(value)
+        raise ConfigurationError(
+            f"A method is a value like LoRA(rank=8) or a text like 'lora(rank=8)'; found {type(value).__name__}."
+        )
+
+    def at(self, target: str | None) -> Expression:
+        """The same with `target` for every method that names no target itself."""
+        if target is None:
+            return self
+        return Expression(
+            tuple(m if m.at is not None else dataclasses.replace(m, at=target) for m in self.methods)
+        )
+
+    def __add__(self, other: str | Method | Expression) -> Expression:
+        return Expression(self.methods + Expression.of(other).methods)
+
+    def __iter__(self) -> Iterator[Method]:
+        return iter(self.methods)
+
+    def __str__(self) -> str:
+        return " + ".join(map(render, self.methods))
+
+
+def render(method: Method) -> str:
+    """The text of a method: its name and the fields that differ from their defaults."""
+    changed = [
+        f"{f.name}={getattr(method, f.name)!r}"
+        for f in dataclasses.fields(method)
+        if getattr(method, f.name) != f.default
+    ]
+    return f"{method.name}({', '.join(changed)})" if changed else method.name
+
+
+def build(name: str, arguments: Mapping[str, Any]) -> Method:
+    """The method called `name` with these fields. Raises UnknownNameError, ConfigurationError."""
+    method = METHODS[name]
+    fields = {f.name for f in dataclasses.fields(method)}
+    for key in arguments:
+        if key not in fields:
+            raise UnknownNameError(f"argument of {name}", key, fields)
+    return method(**arguments)
+
+
+def parse(text: str) -> Expression:
+    """Reads an expression. Raises ConfigurationError with the place where the text goes wrong."""
+    return Expression(tuple(_methods(_tree(text, text.strip()), text)))
+
+
+def split_methods(text: str) -> tuple[str, ...]:
+    """Cuts a list of expressions at its commas, those within parentheses and quotes excepted."""
+    if not text.strip():
+        return ()
+    source = f"({text.strip()},)" if not text.strip().endswith(",") else f"({text.strip()})"
+    tree = _tree(text, source)
+    assert isinstance(tree, ast.Tuple)
+    return tuple(ast.get_source_segment(source, item) or "" for item in tree.elts)
+
+
+def _tree(text: str, source: str) -> ast.expr:
+    try:
+        return ast.parse(source, mode="eval").body
+    except SyntaxError as error:
+        place = f" near position {error.offset}" if error.offset else ""
+        raise ConfigurationError(
+            f"Cannot read the method {text!r}{place}. Write name(field=value, ...) + name(...), "
+            "with text values in quotes: lora(rank=8, at='attention.q')."
+        ) from None
+
+
+def _methods(node: ast.expr, text: str) -> Iterator[Method]:
+    match node:
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            yield from _methods(left, text)
+            yield from _methods(right, text)
+        case ast.Name(id=name):
+            yield build(name, {})
+        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
+            yield build(name, dict(_argument(k, text) for k in keywords))
+        case _:
+            raise ConfigurationError(
+                f"{ast.unparse(node)!r} in {text!r} is not a method. Write name or name(field=value, ...), "
+                "joined by '+'; every argument is named."
+            )
+
+
+def _argument(keyword: ast.keyword, text: str) -> tuple[str, Any]:
+    try:
+        if keyword.arg is None:
+            raise ValueError
+        return keyword.arg, ast.literal_eval(keyword.value)
+    except ValueError:
+        raise ConfigurationError(
+            f"The value of {keyword.arg or '**'} in {text!r} must be a number, a quoted text, True, False or "
+            f"None; found {ast.unparse(keyword.value)!r}."
+        ) from None

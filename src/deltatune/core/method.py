@@ -1,0 +1,189 @@
+"""Methods: the mathematics of a delta, as frozen values.
+
+A method defines `init` and exactly one face. From these alone the kernel derives its counts, its artefact,
+its merge, its routing and its training. A method names no model, device, dtype or file.
+
+| face | gets | gives |
+|---|---|---|
+| `weight` | frozen W (out, in), b, leaves | the new W and b, computed in fp32 |
+| `output` | input x and output y of a module or span, leaves | the new y |
+| `attend` | leaves | keys and values [tokens, width] that join every attention of the site |
+| `embed` | leaves | virtual tokens [tokens, width] that go in front of the embedded text |
+| `select` | a site | the parameters to tune, each with the form of its leaf |
+
+`fast` may stand beside `weight`: a cheaper road to the same result. It sees a slot axis or none: leaves are
+[..., rows, columns] and x is [..., tokens, features]; write products with `.mT` and give a vector leaf a
+token axis with `.unsqueeze(-2)`. The conformance suite holds it to the weight face.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from torch import Tensor
+
+from deltatune.core.errors import ConfigurationError
+from deltatune.core.leaf import Leaf
+from deltatune.core.registry import Registry
+from deltatune.core.select import Form
+from deltatune.core.site import Site
+
+if TYPE_CHECKING:
+    from deltatune.core.grammar import Expression
+
+__all__ = ["FACES", "METHODS", "Category", "Face", "Leaves", "Method", "register"]
+
+Leaves = Mapping[str, Tensor]
+Face = Literal["weight", "output", "attend", "embed", "select"]
+Category = Literal["addition", "specification", "reparameterisation", "control", "head"]
+FACES: tuple[Face, ...] = ("weight", "output", "attend", "embed", "select")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(abc.ABC):
+    """The base of every method.
+
+    Attributes:
+        at: the target that names its sites; None means `default_at`.
+        dropout: rate of dropout on the input that `fast` reads, in training mode; the kernel draws it.
+    """
+
+    at: str | None = None
+    dropout: float = 0.0
+
+    name: ClassVar[str]
+    face: ClassVar[Face]
+    category: ClassVar[Category]
+    default_at: ClassVar[str]
+    learning_rate: ClassVar[float]  #: a rate that trains it well with AdamW, to start a search from
+    identity: ClassVar[bool] = True  #: whether a fresh delta leaves the model's function unchanged
+    in_place: ClassVar[bool] = False  #: trains the backbone's own tensors; only a control may
+    slot_fields: ClassVar[tuple[str, ...]] = ()  #: fields that may differ between the slots of a bank
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = [face for face in FACES if getattr(cls, face) is not getattr(Method, face)]
+        if len(own) != 1:
+            raise TypeError(f"{cls.__name__} must define exactly one of {', '.join(FACES)}; it has {own}.")
+        cls.face = own[0]
+
+    def __post_init__(self) -> None:
+        hints = _hints(type(self))
+        for field in dataclasses.fields(self):
+            value, expected = getattr(self, field.name), hints[field.name]
+            if type(value) not in expected and not (float in expected and type(value) is int):
+                names = " or ".join(kind.__name__.replace("NoneType", "None") for kind in expected)
+                raise ConfigurationError(
+                    f"{self.name}: {field.name} must be {names}; it is {value!r}."
+                )
+        if not 0 <= self.dropout < 1:
+            raise ConfigurationError(f"dropout must lie in [0, 1); it is {self.dropout}.")
+        if self.dropout and not self.has_fast():
+            raise ConfigurationError(
+                f"{self.name} takes no dropout: it has no input of its own to drop. Leave dropout at 0."
+            )
+        self.check()
+
+    def check(self) -> None:
+        """Raises ConfigurationError for values that cannot be meant."""
+
+    def init(self, site: Site) -> Mapping[str, Leaf]:
+        """The leaves of one site. A `select` method has none of its own: the forms bring theirs."""
+        return {
+            key: leaf
+            for parameter, form in self.select(site).items()
+            for key, leaf in form.leaves(site, parameter).items()
+        }
+
+    def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
+        """Which of the sites found at `at` to use. All of them, unless a method knows better."""
+        return sites
+
+    def idle(self, site: Site, leaf: str) -> bool:
+        """Whether mathematics alone gives this leaf a zero gradient at this site."""
+        del site, leaf
+        return False
+
+    def stored(self) -> Method:
+        """The method that an artefact names: itself, or the plain form that `collapse` yields."""
+        return self
+
+    def collapse(self, site: Site, p: Leaves) -> Leaves:
+        """The leaves that `stored()` has at this site, from the trained ones."""
+        del site
+        return p
+
+    def weight(self, W: Tensor, b: Tensor | None, p: Leaves) -> tuple[Tensor, Tensor | None]:
+        """The weight face: new W (out, in) and b (out) from the frozen ones, in fp32."""
+        raise NotImplementedError
+
+    def fast(self, x: Tensor, y: Tensor, p: Leaves) -> Tensor:
+        """The weight face's result, from the module's input and output."""
+        raise NotImplementedError
+
+    def output(self, x: Tensor, y: Tensor, p: Leaves) -> Tensor:
+        """The output face: new y from what the site reads and writes, [..., features] each."""
+        raise NotImplementedError
+
+    def attend(self, p: Leaves) -> tuple[Tensor, Tensor]:
+        """The attend face: keys [tokens, key width] and values [tokens, value width]."""
+        raise NotImplementedError
+
+    def embed(self, p: Leaves) -> Tensor:
+        """The embed face: virtual tokens [tokens, width]."""
+        raise NotImplementedError
+
+    def select(self, site: Site) -> Mapping[str, Form]:
+        """The select face: which parameters of the site to tune, and in which form."""
+        del site
+        return {}
+
+    @classmethod
+    def has_fast(cls) -> bool:
+        """Whether the method offers the cheaper road."""
+        return cls.fast is not Method.fast
+
+    @property
+    def target(self) -> str:
+        """Where it acts: `at`, or the default of the method."""
+        return self.default_at if self.at is None else self.at
+
+    def __add__(self, other: Method | Expression) -> Expression:
+        from deltatune.core.grammar import Expression
+
+        return Expression.of(self) + other
+
+    def __str__(self) -> str:
+        from deltatune.core.grammar import render
+
+        return render(self)
+
+
+@functools.cache
+def _hints(method: type[Method]) -> dict[str, tuple[type, ...]]:
+    hints = typing.get_type_hints(method)
+    return {
+        field.name: typing.get_args(hints[field.name]) or (hints[field.name],)
+        for field in dataclasses.fields(method)
+    }
+
+
+METHODS: Registry[type[Method]] = Registry("method")
+
+
+def register(name: str) -> Any:
+    """Registers a method under its snake_case name, as the grammar, the artefact and the shell use it."""
+
+    def add(method: type[Method]) -> type[Method]:
+        if not dataclasses.is_dataclass(method):
+            raise ConfigurationError(f"The method {name!r} must be a frozen dataclass.")
+        method.name = name
+        return METHODS.add(name, method)
+
+    return add

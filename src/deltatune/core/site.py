@@ -1,0 +1,95 @@
+"""Sites: the named places of a backbone where a delta acts.
+
+A `Place` says what a module is (which stack, block, sublayer and part); tables of `backbones` and inference
+give it. A `Site` is a place resolved for one face: the module whose call is changed, the module whose input
+is read, the slice of a fused projection, and the widths that a method needs to size its leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from deltatune.core.storage import storage_of
+
+__all__ = ["ATTENTIONS", "Place", "Site"]
+
+ATTENTIONS = ("self_attention", "cross_attention")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a module is.
+
+    Attributes:
+        module: its path in the model.
+        stack: "encoder" or "decoder".
+        block: index of the block within the stack, None outside of blocks.
+        sublayer: "self_attention", "cross_attention", "ffn" or None.
+        part: "q", "k", "v", "output", "up", "gate", "down", "norm", "embedding", "head", "pooler".
+        share: (i, n) for the i-th of n equal slices of a fused projection; None for all of it.
+    """
+
+    module: str
+    stack: str
+    block: int | None
+    sublayer: str | None
+    part: str
+    share: tuple[int, int] | None = None
+
+    @property
+    def role(self) -> str:
+        """The canonical name, for example "encoder.block[3].self_attention.q"."""
+        block = None if self.block is None else f"block[{self.block}]"
+        return ".".join(t for t in (self.stack, block, self.sublayer, self.part) if t)
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One place where one method acts.
+
+    Attributes:
+        name: unique among the sites of a method; the key of its leaves in an artefact.
+        module: the module whose call is changed.
+        path: its path in the model.
+        inputs, outputs: widths of what the site reads and writes, in features.
+        place: what the module is, None where nothing is known about it.
+        entry: the module whose input the site reads, where that is not `module` (a span), with its path.
+        rows: (start, stop) of the output features of a fused projection, None for all.
+        key_width, value_width: features of keys and values, at attention sites; else 0.
+    """
+
+    name: str
+    module: nn.Module = field(repr=False)
+    path: str
+    inputs: int
+    outputs: int
+    place: Place | None = None
+    entry: tuple[str, nn.Module] | None = field(default=None, repr=False)
+    rows: tuple[int, int] | None = None
+    key_width: int = 0
+    value_width: int = 0
+
+    @property
+    def stack(self) -> str:
+        """The stack it belongs to; "model" where nothing is known about it."""
+        return "model" if self.place is None else self.place.stack
+
+    @property
+    def part(self) -> str:
+        """The part of its place ("q", "norm", ...), or ""."""
+        return "" if self.place is None else self.place.part
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter | None]:
+        """The module's own parameters by name, absent ones (a missing bias) as None."""
+        return self.module._parameters
+
+    def weight(self) -> Tensor:
+        """The frozen weight, (outputs, inputs), whatever the module stores; the slice of a fused one."""
+        weight = self.module._parameters["weight"]
+        assert weight is not None
+        whole = storage_of(self.module).view(weight)
+        return whole if self.rows is None else whole[slice(*self.rows)]

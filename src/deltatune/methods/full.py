@@ -1,0 +1,29 @@
+"""Full fine-tuning: every parameter of the backbone, in place. The control, not a delta.
+
+It stands alone on a model. A copy of the backbone as it was is kept, so that detaching restores every byte;
+count that copy in when memory matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from deltatune.core.method import Category, Method, register
+from deltatune.core.select import Form
+from deltatune.core.site import Site
+
+
+@register("full")
+@dataclass(frozen=True, kw_only=True)
+class Full(Method):
+    """All parameters."""
+
+    category: ClassVar[Category] = "control"
+    default_at: ClassVar[str] = "all"
+    learning_rate: ClassVar[float] = 1e-4
+    in_place: ClassVar[bool] = True
+
+    def select(self, site: Site) -> Mapping[str, Form]:
+        return {}

@@ -1,0 +1,75 @@
+"""Prefix tuning: K' = [P_K; K], V' = [P_V; V] in every attention.
+
+Li and Liang 2021, arXiv:2101.00190. With `reparameterise`, all prefixes of a stack come from one embedding
+through tanh(P W1ᵀ + b1) W2ᵀ + b2 while training, and only the prefixes are stored. Under grouped-query
+attention the widths are those of keys and values. Rotary keys of a prefix are not rotated. It has no
+identity: the text attends to it from the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from deltatune.core.errors import ConfigurationError
+from deltatune.core.leaf import Leaf, normal, uniform, zeros
+from deltatune.core.method import Category, Leaves, Method, register
+from deltatune.core.site import Site
+
+
+@register("prefix")
+@dataclass(frozen=True, kw_only=True)
+class Prefix(Method):
+    """Trained keys and values in front of those of the text.
+
+    Attributes:
+        length: how many.
+        reparameterise: whether one MLP per stack makes them while training.
+        middle: the width of that MLP.
+        bias: whether it has biases.
+    """
+
+    length: int = 20
+    reparameterise: bool = False
+    middle: int = 512
+    bias: bool = True
+
+    category: ClassVar[Category] = "addition"
+    default_at: ClassVar[str] = "attention"
+    learning_rate: ClassVar[float] = 1e-2
+    identity: ClassVar[bool] = False
+
+    def check(self) -> None:
+        if self.length < 1 or self.middle < 1:
+            raise ConfigurationError(f"prefix: length and middle must be at least 1; found {self}.")
+
+    def init(self, site: Site) -> Mapping[str, Leaf]:
+        k, v = site.key_width, site.value_width
+        if not self.reparameterise:
+            return {"K": normal(self.length, k, std=0.02), "V": normal(self.length, v, std=0.02)}
+        width, middle = site.inputs, self.middle
+        leaves = {
+            "P": normal(self.length, width, std=1.0).tied(site.stack),
+            "W1": uniform(middle, width, bound=width**-0.5).tied(site.stack),
+            "W2": uniform(k + v, middle, bound=middle**-0.5),
+        }
+        return leaves | ({"b1": zeros(middle).tied(site.stack), "b2": zeros(k + v)} if self.bias else {})
+
+    def attend(self, p: Leaves) -> tuple[Tensor, Tensor]:
+        if not self.reparameterise:
+            return p["K"], p["V"]
+        made = linear(torch.tanh(linear(p["P"], p["W1"], p.get("b1"))), p["W2"], p.get("b2"))
+        k, v = made.chunk(2, dim=-1)
+        return k, v
+
+    def stored(self) -> Method:
+        return replace(self, reparameterise=False)
+
+    def collapse(self, site: Site, p: Leaves) -> Leaves:
+        k, v = self.attend(p)
+        return {"K": k, "V": v}

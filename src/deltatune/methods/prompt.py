@@ -1,0 +1,64 @@
+"""Prompt tuning: [P; E(x)], virtual tokens in front of the embedded text.
+
+Lester et al. 2021, arXiv:2104.08691. P starts as the embeddings of tokens drawn from the vocabulary; drawn
+from U(-0.5, 0.5) with `start='uniform'`. In an encoder-decoder it goes to the encoder. It has no identity:
+the text attends to it from the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from deltatune.core.errors import ConfigurationError
+from deltatune.core.leaf import Leaf, given, uniform
+from deltatune.core.method import Category, Leaves, Method, register
+from deltatune.core.site import Site
+
+
+@register("prompt")
+@dataclass(frozen=True, kw_only=True)
+class Prompt(Method):
+    """Trained tokens in front of the text.
+
+    Attributes:
+        length: how many.
+        start: vocabulary or uniform.
+    """
+
+    length: int = 20
+    start: str = "vocabulary"
+
+    category: ClassVar[Category] = "addition"
+    default_at: ClassVar[str] = "embedding"
+    learning_rate: ClassVar[float] = 3e-2
+    identity: ClassVar[bool] = False
+
+    def check(self) -> None:
+        if self.length < 1 or self.start not in ("vocabulary", "uniform"):
+            raise ConfigurationError(
+                f"prompt: length must be at least 1 and start vocabulary or uniform; found {self}."
+            )
+
+    def init(self, site: Site) -> Mapping[str, Leaf]:
+        if self.start == "uniform":
+            return {"P": uniform(self.length, site.inputs, bound=0.5)}
+        return {"P": given((self.length, site.inputs), _FromVocabulary(site))}
+
+    def embed(self, p: Leaves) -> Tensor:
+        return p["P"]
+
+
+@dataclass(frozen=True)
+class _FromVocabulary:
+    site: Site
+
+    def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+        assert self.site.entry is not None
+        table = next(self.site.entry[1].parameters())
+        drawn = torch.randint(table.shape[0], shape[:1], generator=random)
+        return torch.zeros(shape) if table.is_meta else table.detach()[drawn.to(table.device)]

@@ -1,0 +1,1 @@
+"""Parts that methods are assembled from: pure functions on tensors, and the leaves they need."""
