@@ -1,0 +1,52 @@
+"""Training: one explicit loop, resumable to the bit.
+
+`fit` trains a run under `Settings` for a budget (`Steps`, `Epochs`, `Seconds`, `Tokens`) and
+returns measured facts. Settings and budgets import without torch; the rest is imported when first
+asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from deltatune.training.budget import Budget, Epochs, Seconds, Spent, Steps, Tokens, parse
+from deltatune.training.settings import Settings
+
+if TYPE_CHECKING:
+    from deltatune.training.loop import fit
+    from deltatune.training.progress import Progress, choose_progress
+    from deltatune.training.state import Evaluation, Result
+    from deltatune.training.trainable import Trainable
+
+__all__ = [
+    "Budget",
+    "Epochs",
+    "Evaluation",
+    "Progress",
+    "Result",
+    "Seconds",
+    "Settings",
+    "Spent",
+    "Steps",
+    "Tokens",
+    "Trainable",
+    "choose_progress",
+    "fit",
+    "parse",
+]
+
+_HOMES = {
+    "Evaluation": "state",
+    "Progress": "progress",
+    "Result": "state",
+    "Trainable": "trainable",
+    "choose_progress": "progress",
+    "fit": "loop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,77 @@
+"""What a batch holds: how many tokens, and over how many items its loss is a mean."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from deltatune.core.errors import ConfigurationError
+
+__all__ = [
+    "count_loss_items",
+    "count_tokens",
+    "describe_tensors",
+    "digest_rows",
+    "row_length",
+]
+
+_IGNORED = -100  # the label that torch's cross entropy leaves out
+
+
+def count_tokens(batch: Mapping[str, Tensor]) -> int:
+    """The input tokens of a batch, without padding and without targets; 0 if it holds none."""
+    if "attention_mask" in batch:
+        return int(batch["attention_mask"].sum())
+    return batch["input_ids"].numel() if "input_ids" in batch else 0
+
+
+def count_loss_items(batch: Mapping[str, Tensor]) -> int:
+    """The items over which the model takes the mean: target tokens, or rows where a label is a
+    row's.
+
+    For a decoder this takes the first token of a row to have no label, as it is with a prompt.
+    """
+    labels = batch.get("labels")
+    if labels is None:
+        return len(next(iter(batch.values())))
+    if labels.dim() > 1 and not labels.is_floating_point():
+        return int((labels != _IGNORED).sum())
+    return len(labels)
+
+
+def row_length(row: Any) -> int:
+    """The number of input tokens of a row. Raises ConfigurationError if it has none."""
+    found = row.get("input_ids") if isinstance(row, Mapping) else getattr(row, "input_ids", None)
+    if found is None:
+        raise ConfigurationError(
+            "length_grouped needs rows with input_ids. Found a row of type "
+            f"{type(row).__name__!r}. Switch length_grouped off, or give encoded rows."
+        )
+    return len(found)
+
+
+def digest_rows(rows: Sequence[Any]) -> str:
+    """A digest of all rows, so that a run never goes on with other data.
+
+    Raises ConfigurationError if a row does not show its values in its `repr`.
+    """
+    whole = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        if repr(row) == object.__repr__(row):
+            raise ConfigurationError(
+                f"Rows of type {type(row).__name__!r} cannot be recognised when a run goes on, "
+                "because their repr does not show their values. Use a dataclass, or give no folder."
+            )
+        whole.update(repr(row).encode())
+        whole.update(b"\n")
+    return f"{len(rows)} rows, {whole.hexdigest()}"
+
+
+def describe_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """The number of tensors and a digest of their names, shapes and dtypes."""
+    lines = [f"{name} {tuple(held.shape)} {held.dtype}" for name, held in sorted(tensors.items())]
+    whole = hashlib.blake2b("\n".join(lines).encode(), digest_size=8)
+    return f"{len(tensors)} tensors, {whole.hexdigest()}"

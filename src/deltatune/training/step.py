@@ -1,0 +1,138 @@
+"""One optimiser step: forward and backward over the parts of a batch, check, clip, step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from torch import Tensor
+
+from deltatune.core.errors import TrainingError
+from deltatune.training.batch import count_loss_items, count_tokens
+from deltatune.training.optim import clip
+from deltatune.training.random_state import seed_forward
+from deltatune.training.settings import Settings
+from deltatune.training.state import RunState
+from deltatune.training.trainable import Trainable
+
+__all__ = ["Collate", "StepTaker", "Taken"]
+
+Collate = Callable[[Sequence[Any]], Mapping[str, Tensor]]
+
+_SHOWN_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a step gave.
+
+    Attributes:
+        loss: the mean over the rows of the step.
+        gradient_norm: before clipping, the largest over the slots.
+        learning_rate: the largest over the parameter groups.
+    """
+
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class StepTaker:
+    """Takes steps; what it changes is the state it is given, and the tensors of the run.
+
+    Attributes:
+        run: what is trained.
+        rows: the training data.
+        collate: rows to a batch.
+        settings: how to train.
+        accelerator: gives device and backward.
+    """
+
+    run: Trainable
+    rows: Sequence[Any]
+    collate: Collate
+    settings: Settings
+    accelerator: Accelerator
+
+    def take(self, state: RunState, factor: float) -> Taken:
+        """Takes the next step of `state`, at `factor` of its highest learning rates.
+
+        Raises TrainingError if loss or gradients are not finite, or nothing has a gradient; the
+        trained tensors are then as they were before.
+        """
+        chosen = next(state.sampler)
+        rate = state.set_rates(factor)
+        try:
+            loss = self._gradients(state, chosen)
+            norm = clip(state.optimiser, self.settings.max_norm)
+            if not math.isfinite(norm):
+                raise TrainingError(f"A gradient is not finite (norm {norm}, loss {loss:.6g})")
+            self._check_reached(state)
+        except TrainingError as error:
+            state.optimiser.zero_grad()
+            self._refuse(error, state, chosen, rate)
+        state.optimiser.step()
+        state.optimiser.zero_grad()
+        state.facts.steps += 1
+        state.facts.rows += len(chosen)
+        state.facts.losses.append(loss)
+        return Taken(loss, norm, rate)
+
+    def _gradients(self, state: RunState, chosen: Sequence[int]) -> float:
+        """Adds the gradients of the mean loss over the chosen rows; returns that loss.
+
+        Each part counts by the items its own mean is over, so that accumulation gives what one
+        large batch gives, whatever the lengths.
+        """
+        size = self.settings.per_device_batch_size
+        parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        collated = [dict(self.collate([self.rows[row] for row in part])) for part in parts]
+        items = [count_loss_items(batch) for batch in collated]
+        if sum(items) == 0:
+            raise TrainingError("No row of this batch has a label to learn from")
+        total = 0.0
+        for batch, count in zip(collated, items, strict=True):
+            state.facts.tokens += count_tokens(batch)
+            if count:
+                total += self._backward(state, batch, count / sum(items))
+        return total
+
+    def _backward(self, state: RunState, batch: dict[str, Tensor], share: float) -> float:
+        """One forward and backward pass; returns its share of the loss."""
+        device = self.accelerator.device
+        forward = state.facts.forwards
+        self.run.set_step(forward)
+        seed_forward(self.settings.seed, forward)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            loss = self.run(**{name: held.to(device) for name, held in batch.items()}).loss
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(f"The loss is not finite ({value})")
+        if not loss.requires_grad:
+            raise TrainingError("The loss does not depend on anything trainable")
+        self.accelerator.backward(loss * share)
+        state.facts.forwards += 1
+        return value * share
+
+    def _check_reached(self, state: RunState) -> None:
+        groups = state.optimiser.param_groups
+        if all(parameter.grad is None for group in groups for parameter in group["params"]):
+            raise TrainingError("No trained parameter received a gradient")
+
+    def _refuse(
+        self, error: TrainingError, state: RunState, chosen: Sequence[int], rate: float
+    ) -> NoReturn:
+        """Says where it happened and what to try."""
+        shown = ", ".join(str(row) for row in chosen[:_SHOWN_ROWS])
+        more = ", ..." if len(chosen) > _SHOWN_ROWS else ""
+        raise TrainingError(
+            f"{error} at step {state.facts.steps + 1}, rows [{shown}{more}], learning rate "
+            f"{rate:.3g}, {self.settings.precision}. The tensors are those of the step before. "
+            "Try a lower learning rate, a longer warm-up, a smaller max_norm or fp32, and look at "
+            "these rows."
+        ) from error
