@@ -1,0 +1,223 @@
+"""A comparison: every method on every task, each arm at a rate chosen on validation rows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, field_validator
+
+from deltatune.core.errors import ConfigurationError
+from deltatune.core.grammar import parse
+from deltatune.study.cell import Arm, Cell, CellResult, Strict
+from deltatune.study.runner import Execute, Outcome, Watch, run
+from deltatune.study.select import Choice, Grid, beyond, choose
+from deltatune.study.source import code_version
+from deltatune.study.store import Note, Store
+from deltatune.training.settings import Settings
+
+__all__ = ["NOTE", "Comparison", "Describe", "Group", "preset", "run_comparison"]
+
+Describe: TypeAlias = Callable[[str, str], dict[str, Any]]
+
+NOTE = "comparison"  # the name under which a store keeps what was compared
+
+
+class Comparison(Strict):
+    """What is compared.
+
+    Attributes:
+        backbones: names that `load_backbone` takes.
+        tasks: ids of tasks, in the order of the table's rows.
+        methods: method expressions, in the order of the table's columns.
+        at: where every method sits that does not say it itself.
+        seeds: the first n whole numbers.
+        budget: of every cell, "300 steps".
+        settings: of every cell; the learning rate is set for each arm.
+        grid: the learning rates that every arm tries, with `selection_seeds` seeds.
+        selection_seeds: seeds that the choice of the learning rate is made with.
+        extend: how many values may be added to an arm's grid while its best value is at an edge.
+        per: whether an arm has one rate for all tasks ("arm") or one for each ("task").
+        protocol: the rule by which rows are split.
+        options: see `Cell.options`.
+    """
+
+    backbones: Annotated[tuple[str, ...], Field(min_length=1)]
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    methods: Annotated[tuple[str, ...], Field(min_length=1)]
+    at: str | None = None
+    seeds: Annotated[int, Field(ge=1)] = 1
+    budget: str = "300 steps"
+    settings: Settings = Settings()
+    grid: Grid = Grid()
+    selection_seeds: Annotated[int, Field(ge=1)] = 1
+    extend: Annotated[int, Field(ge=0)] = 0
+    per: Literal["arm", "task"] = "arm"
+    protocol: str = "clean"
+    options: dict[str, int | float | str | bool | None] = Field(default_factory=dict)
+
+    @field_validator("methods")
+    @classmethod
+    def _canonical(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(parse(value)) for value in values)
+
+    @field_validator("backbones", "tasks", "methods")
+    @classmethod
+    def _distinct(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        repeated = sorted({value for value in values if values.count(value) > 1})
+        if repeated:
+            raise ConfigurationError(f"{', '.join(repeated)} stands twice. Name each once.")
+        return values
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The columns of the table."""
+        return tuple(
+            Arm(backbone=backbone, method=method, at=self.at)
+            for backbone in self.backbones
+            for method in self.methods
+        )
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The arms, each with tasks that share one learning rate."""
+        shares = [self.tasks] if self.per == "arm" else [(task,) for task in self.tasks]
+        return tuple(Group(arm, tasks) for tasks in shares for arm in self.arms)
+
+
+@dataclass(frozen=True)
+class Group:
+    """An arm and the tasks on which it has one learning rate."""
+
+    arm: Arm
+    tasks: tuple[str, ...]
+
+    def holds(self, cell: Cell) -> bool:
+        """Whether the cell belongs to the group."""
+        return cell.arm == self.arm and cell.task in self.tasks
+
+
+def preset(method: str) -> float:
+    """Returns the learning rate to start from: that of the most sensitive of the methods."""
+    return min(part.learning_rate for part in parse(method))
+
+
+def run_comparison(
+    comparison: Comparison,
+    execute: Execute,
+    store: Store,
+    *,
+    describe: Describe = lambda backbone, task: {},
+    watch: Watch | None = None,
+) -> Outcome:
+    """Runs a comparison, or what is left of it.
+
+    First every value of the grids with the seeds of the selection, then the chosen ones with all
+    seeds. Of an arm none of whose values ran to its end on every task, the first value is shown.
+
+    Args:
+        comparison: what is compared.
+        execute: runs one cell.
+        store: where results are kept; the report is made from it.
+        describe: (backbone, task) -> further fields of the cell, `revision` and `data`.
+        watch: told of every cell.
+
+    Returns:
+        The results of the final cells.
+    """
+    search = _Search(comparison, execute, store, describe, watch)
+    if len(comparison.grid.values) > 1:
+        search.try_grids()
+        for _ in range(comparison.extend):
+            if not search.extend():
+                break
+            search.try_grids()
+    return search.run_final()
+
+
+class _Search:
+    """The grids of all groups as they grow, and the cells that were planned on the way."""
+
+    def __init__(
+        self,
+        comparison: Comparison,
+        execute: Execute,
+        store: Store,
+        describe: Describe,
+        watch: Watch | None,
+    ) -> None:
+        self.comparison, self.store = comparison, store
+        self._execute, self._describe, self._watch = execute, describe, watch
+        self._rates = {
+            group: list(comparison.grid.rates(preset(group.arm.method)))
+            for group in comparison.groups
+        }
+        self._searched: dict[str, tuple[Cell, CellResult | None]] = {}
+
+    def try_grids(self) -> None:
+        """Runs what is new of the grids."""
+        seeds = range(min(self.comparison.selection_seeds, self.comparison.seeds))
+        cells = {cell.id: cell for cell in self._cells(self._rates, seeds)}
+        self._keep_note(searched=list(cells), final=[])
+        new = [cell for cell in cells.values() if cell.id not in self._searched]
+        outcome = run(new, self._execute, self.store, watch=self._watch)
+        self._searched.update({c.id: (c, outcome.done.get(c.id)) for c in new})
+
+    def extend(self) -> bool:
+        """Adds a value beyond the edge to each grid whose best value is at it; whether any was."""
+        grown = False
+        for group, rates in self._rates.items():
+            choice = self.choice(group)
+            if choice.at_edge and choice.rate is not None:
+                rates.append(beyond(rates, choice.rate))
+                grown = True
+        return grown
+
+    def choice(self, group: Group) -> Choice:
+        """What the results so far say of one group."""
+        return choose(tried for tried in self._searched.values() if group.holds(tried[0]))
+
+    def run_final(self) -> Outcome:
+        """Runs the chosen rates with all seeds."""
+        chosen: dict[Group, list[float]] = {}
+        for group, rates in self._rates.items():
+            rate = self.choice(group).rate
+            chosen[group] = [rates[0] if rate is None else rate]
+        cells = list(self._cells(chosen, range(self.comparison.seeds)))
+        self._keep_note(searched=list(self._searched), final=[cell.id for cell in cells])
+        return run(cells, self._execute, self.store, watch=self._watch)
+
+    def _cells(self, rates: Mapping[Group, Sequence[float]], seeds: range) -> Iterator[Cell]:
+        for task in self.comparison.tasks:
+            for group, values in rates.items():
+                if task in group.tasks:
+                    for rate, seed in itertools.product(values, seeds):
+                        yield self._cell(group.arm, task, rate, seed)
+
+    def _cell(self, arm: Arm, task: str, rate: float, seed: int) -> Cell:
+        methods = tuple(sorted({method.name for method in parse(arm.method)}))
+        return Cell(
+            backbone=arm.backbone,
+            method=arm.method,
+            at=arm.at,
+            task=task,
+            protocol=self.comparison.protocol,
+            seed=seed,
+            budget=self.comparison.budget,
+            settings=self.comparison.settings.model_copy(update={"learning_rate": rate}),
+            options=self.comparison.options,
+            code=code_version(methods),
+            **self._describe(arm.backbone, task),
+        )
+
+    def _keep_note(self, searched: list[str], final: list[str]) -> None:
+        """Writes down what is compared and which cells belong to it, for the report."""
+        value = {
+            "comparison": self.comparison.model_dump(mode="json"),
+            "searched": searched,
+            "final": final,
+        }
+        if self.store.note(NOTE) != value:
+            self.store.append(Note(name=NOTE, value=value))

@@ -1,0 +1,275 @@
+"""Where the results of cells are kept.
+
+A store is a list of records that only grows, and claims: at most one process at a time works on a
+cell. `MemoryStore` is for tests and short sessions; `JournalStore` is a folder.
+
+The journal is one JSON object a line. A line is written under a lock, flushed and synced before the
+call returns, so that a process killed at any moment loses at most the line it was writing. Such a
+torn last line is left out by readers and cut off by the next writer. A line that is broken anywhere
+else is an error: something other than a crash did that.
+"""
+
+from __future__ import annotations
+
+import abc
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from deltatune.core.errors import DataError, StateError, UnsupportedError
+from deltatune.study.cell import Cell, CellResult, Strict
+
+__all__ = ["Done", "Failed", "JournalStore", "MemoryStore", "Note", "Record", "Store"]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _writer() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+class _Entry(Strict):
+    """What every record has: when it was written, and by which process."""
+
+    schema_version: Literal[1] = 1
+    when: str = Field(default_factory=_now)
+    writer: str = Field(default_factory=_writer)
+
+
+class Done(_Entry):
+    """A cell that ran to its end."""
+
+    kind: Literal["done"] = "done"
+    id: str
+    cell: Cell
+    result: CellResult
+
+
+class Failed(_Entry):
+    """A cell that ended with an error. It is run again when the study is."""
+
+    kind: Literal["failed"] = "failed"
+    id: str
+    cell: Cell
+    error: str
+    message: str
+    trace: str = ""
+
+
+class Note(_Entry):
+    """What a study wants to find again, by name. The last one of a name is in force."""
+
+    kind: Literal["note"] = "note"
+    name: str
+    value: dict[str, Any]
+
+
+Record = Annotated[Done | Failed | Note, Field(discriminator="kind")]
+_RECORDS: TypeAdapter[Done | Failed | Note] = TypeAdapter(Record)
+
+
+class Store(abc.ABC):
+    """Records that only grow, and claims on cells.
+
+    Any number of processes may use one store, each through an object of its own. `append` returns
+    after the record is safe; `records` returns all that were appended before the call, by anyone,
+    in the order of appending.
+    """
+
+    @abc.abstractmethod
+    def append(self, record: Done | Failed | Note) -> None:
+        """Adds a record. Raises StateError if it cannot be kept; then no part of it is."""
+
+    @abc.abstractmethod
+    def records(self) -> Sequence[Done | Failed | Note]:
+        """Returns all records. Raises DataError if the store is damaged."""
+
+    @abc.abstractmethod
+    def claim(self, cell_id: str) -> bool:
+        """Takes a cell for the caller; False if someone else has it.
+
+        A claim ends with `release` or with the process that holds it, however that ends.
+        """
+
+    @abc.abstractmethod
+    def release(self, cell_id: str) -> None:
+        """Gives a claimed cell back."""
+
+    def done(self) -> dict[str, Done]:
+        """Returns id -> record of the cells that are done, in the order in which they were done."""
+        return {record.id: record for record in self.records() if isinstance(record, Done)}
+
+    def failed(self) -> dict[str, Failed]:
+        """Returns id -> last record of the cells that failed and were not done since."""
+        found: dict[str, Failed] = {}
+        for record in self.records():
+            if isinstance(record, Failed):
+                found[record.id] = record
+            elif isinstance(record, Done):
+                found.pop(record.id, None)
+        return found
+
+    def note(self, name: str) -> dict[str, Any] | None:
+        """Returns the last note of that name, None if there is none."""
+        values = [r.value for r in self.records() if isinstance(r, Note) and r.name == name]
+        return values[-1] if values else None
+
+
+class MemoryStore(Store):
+    """A store that ends with its process."""
+
+    def __init__(self) -> None:
+        self._records: list[Done | Failed | Note] = []
+        self._claimed: set[str] = set()
+
+    def append(self, record: Done | Failed | Note) -> None:
+        """See `Store.append`."""
+        self._records.append(record)
+
+    def records(self) -> Sequence[Done | Failed | Note]:
+        """See `Store.records`."""
+        return tuple(self._records)
+
+    def claim(self, cell_id: str) -> bool:
+        """See `Store.claim`."""
+        free = cell_id not in self._claimed
+        self._claimed.add(cell_id)
+        return free
+
+    def release(self, cell_id: str) -> None:
+        """See `Store.release`."""
+        self._claimed.discard(cell_id)
+
+
+class JournalStore(Store):
+    """A store in a folder: `journal.jsonl`, and a lock file for each cell that is being worked on.
+
+    Args:
+        folder: made if it is not there. It must be on a file system that knows POSIX locks.
+
+    Raises:
+        StateError: the folder cannot be made or written.
+        UnsupportedError: this system has no POSIX locks.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / "journal.jsonl"
+        self._held: dict[str, IO[bytes]] = {}
+        # Reading a journal of thousands of cells again and again would take seconds each time.
+        self._seen: list[Done | Failed | Note] = []
+        self._read_until = 0
+        with self._explained("make the folder"):
+            (self.folder / "claims").mkdir(parents=True, exist_ok=True)
+
+    def append(self, record: Done | Failed | Note) -> None:
+        """See `Store.append`."""
+        line = record.model_dump_json().encode() + b"\n"
+        with self._explained("write the journal"), open(self.path, "a+b", buffering=0) as file:
+            _lock(file, wait=True)
+            end = _end_of_last_line(file)
+            file.truncate(end)
+            try:
+                _write_all(file, line)
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+
+    def records(self) -> Sequence[Done | Failed | Note]:
+        """See `Store.records`."""
+        if not self.path.exists():
+            return ()
+        with self._explained("read the journal"), open(self.path, "rb") as file:
+            file.seek(self._read_until)
+            fresh = file.read()
+        whole = fresh[: fresh.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            self._seen.append(self._parsed(line, len(self._seen) + 1))
+        self._read_until += len(whole)
+        return tuple(self._seen)
+
+    def claim(self, cell_id: str) -> bool:
+        """See `Store.claim`."""
+        if cell_id in self._held:
+            return False
+        with self._explained("claim a cell"):
+            file = open(self._claim_path(cell_id), "a+b")  # noqa: SIM115  (held until release)
+        if not _lock(file, wait=False):
+            file.close()
+            return False
+        self._held[cell_id] = file
+        return True
+
+    def release(self, cell_id: str) -> None:
+        """See `Store.release`."""
+        # The file stays: removing it while another process opens it would let two hold the lock.
+        self._held.pop(cell_id).close()
+
+    def _claim_path(self, cell_id: str) -> Path:
+        return self.folder / "claims" / f"{cell_id}.lock"
+
+    def _parsed(self, line: bytes, number: int) -> Done | Failed | Note:
+        try:
+            return _RECORDS.validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "line"
+            raise DataError(
+                f"{self.path}, line {number}, is not a record of a study ({where}: {first['msg']})."
+                " Remove that line to go on without it."
+            ) from None
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StateError(
+                f"Cannot {what} of the study in {self.folder}: {error.strerror or error}."
+                " Give a folder that can be written, on a disk with room."
+            ) from error
+
+
+def _lock(file: IO[bytes], *, wait: bool) -> bool:
+    """Locks the file for this process until it is closed; False if that would mean waiting."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        raise UnsupportedError(
+            "A study's folder needs POSIX file locks, which this system does not have."
+        ) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    """Writes all of `data`; an unbuffered file may take it in parts, on a disk nearly full."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def _end_of_last_line(file: IO[bytes]) -> int:
+    """Returns the size of the file without a torn last line."""
+    end = file.seek(0, os.SEEK_END)
+    step = 1 << 16
+    while end:
+        start = max(0, end - step)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

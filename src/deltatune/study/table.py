@@ -1,0 +1,199 @@
+"""The table of a comparison, in the form of Table 1 of the paper, as text, Markdown and JSON.
+
+Columns are arms; the first row gives the ratio of tunable parameters, then come the tasks by
+category, the average of each category and of all tasks. Scores are times 100, with the sample
+standard deviation over the seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from deltatune.study.cell import CellResult
+from deltatune.study.summary import Row, Spread, Summary
+
+__all__ = [
+    "COSTS",
+    "as_data",
+    "as_markdown",
+    "as_tables",
+    "best_places",
+    "percent",
+    "remarks",
+    "score",
+]
+
+RATIO = "Ratio of tunable parameters"
+
+
+def percent(ratio: float | None) -> str:
+    """Writes a ratio with three digits, as a percentage: "0.377%", "100%"."""
+    return "-" if ratio is None else f"{100 * ratio:.3g}%"
+
+
+def score(entry: Spread | None) -> str:
+    """Writes scores as "93.35 ±0.21", times 100; "-" where there is none."""
+    if entry is None:
+        return "-"
+    spread = "" if entry.deviation is None else f" ±{100 * entry.deviation:.2f}"
+    return f"{100 * entry.mean:.2f}{spread}"
+
+
+def _milliseconds(result: CellResult) -> float | None:
+    return 1000 * result.seconds / result.steps if result.steps else None
+
+
+def _megabytes(result: CellResult) -> float | None:
+    return None if result.memory is None else result.memory / 2**20
+
+
+# What an arm costs: title -> (how to measure it on a result, how to write it).
+COSTS: dict[str, tuple[Callable[[CellResult], float | None], Callable[[float], str]]] = {
+    "Time per step, ms": (_milliseconds, lambda value: f"{value:.1f}"),
+    "Training, s": (lambda result: result.seconds, lambda value: f"{value:.1f}"),
+    "Peak memory, MiB": (_megabytes, lambda value: f"{value:,.0f}"),
+    "Tuned parameters": (lambda result: result.trainable, lambda value: f"{value:,.0f}"),
+}
+
+
+def as_tables(summary: Summary) -> list[RenderableType]:
+    """Returns a table for a terminal for each backbone."""
+    return [_terminal_table(summary, backbone) for backbone in summary.comparison.backbones]
+
+
+def as_markdown(summary: Summary) -> str:
+    """Returns the tables and what must be said beside them in Markdown."""
+    parts = []
+    for backbone in summary.comparison.backbones:
+        header, *body = _lines(summary, backbone)
+        lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
+        parts.append("\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines))
+    notes = "\n".join(f"- {remark}" for remark in remarks(summary))
+    return "\n\n".join([*parts, notes]).strip() + "\n"
+
+
+def as_data(summary: Summary) -> dict[str, Any]:
+    """Returns everything in the tables as plain values for machines; scores are fractions."""
+    return {
+        "comparison": summary.comparison.model_dump(mode="json"),
+        "tables": {
+            backbone: {
+                "ratio": {
+                    str(arm): summary.mean(arm, lambda result: result.ratio)
+                    for arm in summary.arms(backbone)
+                },
+                "rows": [_row_data(summary, backbone, row) for row in summary.rows(backbone)],
+            }
+            for backbone in summary.comparison.backbones
+        },
+        "learning_rates": [
+            {
+                "backbone": group.arm.backbone,
+                "method": str(group.arm),
+                "tasks": list(group.tasks),
+                "chosen": choice.rate,
+                "at_edge": choice.at_edge,
+                "validation": {f"{rate:g}": mean for rate, mean in choice.means.items()},
+            }
+            for group, choice in summary.choices.items()
+        ],
+        "failed": [{"cell": str(f.cell), "error": f.message} for f in summary.failures],
+        "remarks": remarks(summary),
+    }
+
+
+def remarks(summary: Summary) -> list[str]:
+    """Returns what must be said beside the tables, one sentence each."""
+    comparison = summary.comparison
+    said = [
+        f"Test scores times 100; budget {comparison.budget}, protocol {comparison.protocol},"
+        f" {comparison.seeds} seed{'s' if comparison.seeds > 1 else ''}."
+        + (" ± is the sample standard deviation over the seeds." if comparison.seeds > 1 else "")
+    ]
+    for group, choice in summary.choices.items():
+        where = f" on {group.tasks[0]}" if len(group.tasks) < len(comparison.tasks) else ""
+        if choice.rate is None:
+            said.append(f"{group.arm}{where}: no learning rate ran to its end on every task.")
+        elif choice.at_edge:
+            said.append(
+                f"{group.arm}{where}: the best learning rate, {choice.rate:g}, is at the edge of"
+                " its grid; extend the grid."
+            )
+    for backbone in comparison.backbones:
+        said += summary.below_majority(backbone)
+    notes = [
+        f"{cell.task}: {note}" for cell, r in summary.final if r is not None for note in r.notes
+    ]
+    said += dict.fromkeys(notes)
+    said += [f"Failed: {f.cell}: {f.message}" for f in summary.failures]
+    return said
+
+
+def _lines(summary: Summary, backbone: str) -> list[list[str]]:
+    """Returns the table as text: a header line, then the ratio, then the rows."""
+    arms = summary.arms(backbone)
+    rows = summary.rows(backbone)
+    with_majority = any(row.majority is not None for row in rows)
+    header = [backbone, "Metric", *(["Commonest label"] if with_majority else []), *map(str, arms)]
+    ratios = [percent(summary.mean(arm, lambda result: result.ratio)) for arm in arms]
+    lines = [header, [RATIO, *[""] * (len(header) - 1 - len(ratios)), *ratios]]
+    for row in rows:
+        name = f"{row.name} ({row.remark})" if row.remark else row.name
+        majority = "" if row.majority is None else f"{100 * row.majority:.2f}"
+        lines.append(
+            [name, row.metric, *([majority] if with_majority else []), *map(score, row.entries)]
+        )
+    return lines
+
+
+def _terminal_table(summary: Summary, backbone: str) -> Table:
+    header, ratio, *body = _lines(summary, backbone)
+    rows = summary.rows(backbone)
+    first = len(header) - len(summary.arms(backbone))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, title in enumerate(header):
+        table.add_column(Text(title), justify="right" if number else "left")
+    table.add_row(*map(Text, ratio), style="cyan", end_section=True)
+    for number, (row, line) in enumerate(zip(rows, body, strict=True)):
+        best = best_places(row)
+        texts = [
+            Text(text, style="bold" if place - first in best else "")
+            for place, text in enumerate(line)
+        ]
+        ends = number + 1 == len(rows) or rows[number + 1].category != row.category
+        style = "italic" if row.kind != "task" else ""
+        table.add_row(*texts, style=style, end_section=ends)
+    return table
+
+
+def best_places(row: Row) -> set[int]:
+    """Returns the places of the arms with the highest mean, as it is written."""
+    means = [None if e is None else f"{e.mean:.4f}" for e in row.entries]
+    known = [mean for mean in means if mean is not None]
+    top = max(known, key=float, default=None)
+    return {place for place, mean in enumerate(means) if mean is not None and mean == top}
+
+
+def _row_data(summary: Summary, backbone: str, row: Row) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "kind": row.kind,
+        "category": row.category,
+        "metric": row.metric,
+        "remark": row.remark,
+        "majority": row.majority,
+        "scores": {
+            str(arm): None if entry is None else list(entry.values)
+            for arm, entry in zip(summary.arms(backbone), row.entries, strict=True)
+        },
+    }
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.study.fake import execute
+from tests.study.test_store import make_cell
+
+from deltatune.core.errors import TrainingError
+from deltatune.study.cell import Cell, CellResult
+from deltatune.study.runner import Event, run
+from deltatune.study.store import JournalStore, MemoryStore
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_each_cell_is_run_once() -> None:
+    store, calls = MemoryStore(), []
+
+    def counted(cell: Cell) -> CellResult:
+        calls.append(cell.id)
+        return execute(cell)
+
+    cells = [make_cell(seed) for seed in (0, 1, 0, 2)]
+    first = run(cells, counted, store)
+    again = run([*cells, make_cell(3)], counted, store)
+    assert len(calls) == len(set(calls)) == 4
+    assert len(first.done) == 3 and len(again.done) == 4
+    assert again.done[make_cell(1).id] == execute(make_cell(1))
+
+
+def test_an_error_ends_its_cell_only_and_is_tried_again_later() -> None:
+    store = MemoryStore()
+    broken = True
+
+    def sometimes(cell: Cell) -> CellResult:
+        if broken and cell.seed == 1:
+            raise TrainingError("The loss is not finite at step 3.")
+        if broken and cell.seed == 2:
+            raise ZeroDivisionError("a fault of ours")
+        return execute(cell)
+
+    events: list[Event] = []
+    cells = [make_cell(seed) for seed in range(4)]
+    outcome = run(cells, sometimes, store, watch=events.append)
+    assert set(outcome.done) == {make_cell(0).id, make_cell(3).id}
+    assert {f.error for f in outcome.failed.values()} == {"TrainingError", "ZeroDivisionError"}
+    told = [e.error for e in events if e.kind == "failed"]
+    assert told == [
+        "TrainingError: The loss is not finite at step 3.",
+        "ZeroDivisionError: a fault of ours",
+    ]
+    assert [e.finished for e in events if e.kind != "begun"] == [1, 2, 3, 4]
+    assert store.failed()[make_cell(1).id].trace == ""
+    assert "sometimes" in store.failed()[make_cell(2).id].trace
+    broken = False
+    outcome = run(cells, sometimes, store)
+    assert len(outcome.done) == 4 and not outcome.failed and not store.failed()
+
+
+def test_an_interrupt_ends_the_run_and_frees_the_cell() -> None:
+    store = MemoryStore()
+
+    def interrupted(cell: Cell) -> CellResult:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run([make_cell()], interrupted, store)
+    assert store.claim(make_cell().id)
+    assert not store.records()
+
+
+def test_a_cell_of_another_process_is_waited_for(tmp_path: Path) -> None:
+    mine, theirs = JournalStore(tmp_path), JournalStore(tmp_path)
+    assert theirs.claim(make_cell(0).id)
+    events: list[Event] = []
+
+    def watch(event: Event) -> None:
+        events.append(event)
+        if event.kind == "done":  # when we are through with our own, the other one finishes
+            run([make_cell(0)], execute, JournalStore(tmp_path / "other"))
+            other = JournalStore(tmp_path / "other").done()[make_cell(0).id]
+            theirs.append(other)
+            theirs.release(make_cell(0).id)
+
+    outcome = run([make_cell(0), make_cell(1)], execute, mine, watch=watch, patience=0.01)
+    assert [e.kind for e in events] == ["elsewhere", "begun", "done", "kept"]
+    assert len(outcome.done) == 2
+
+
+WORKER = """
+import sys, time
+from tests.study.fake import execute
+from tests.study.test_store import make_cell
+from deltatune.study.runner import run
+from deltatune.study.store import JournalStore
+
+def slow(cell):
+    print(cell.seed, flush=True)
+    time.sleep(float(sys.argv[2]))
+    return execute(cell)
+
+run([make_cell(seed) for seed in range(8)], slow, JournalStore(sys.argv[1]), patience=0.02)
+"""
+
+
+def worker(folder: Path, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WORKER, str(folder), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def test_processes_share_the_work_and_outlive_each_other(tmp_path: Path) -> None:
+    doomed = worker(tmp_path, 60)
+    assert doomed.stdout is not None
+    assert doomed.stdout.readline() == "0\n"
+    others = [worker(tmp_path, 0.01) for _ in range(2)]
+    os.kill(doomed.pid, signal.SIGKILL)
+    ran = [other.communicate()[0].split() for other in others]
+    doomed.communicate()
+    assert sorted(ran[0] + ran[1]) == [str(seed) for seed in range(8)]
+    assert len(JournalStore(tmp_path).done()) == 8
