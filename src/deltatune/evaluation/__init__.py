@@ -1,0 +1,22 @@
+"""Evaluation: a model's answers to the examples of a task, and the scores of answers."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deltatune.evaluation.predict import predict as predict
+    from deltatune.evaluation.score import score as score
+
+_HOMES = {"predict": "deltatune.evaluation.predict", "score": "deltatune.evaluation.score"}
+
+__all__ = ["predict", "score"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'deltatune.evaluation' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

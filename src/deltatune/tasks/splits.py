@@ -1,0 +1,230 @@
+"""Splits belong to a source and a protocol.
+
+`clean`: the source's own splits; what is missing is held out of train by a hash of the row's text; then
+every row of train that validation or test holds too, and every row of validation that test holds too, is
+removed. Two rows are the same if their input fields are, after `text.normalise`.
+
+`faithful`: the published splits are cut as the paper's scores imply, by the record's rule A, B, C or D
+(`SplitRule`). Which rows went into which half is unknown; the first half is validation. Nothing is
+removed. Where the source does not have the rows that the rule needs, this is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from deltatune.core.errors import ConfigurationError, DataError, UnknownNameError
+from deltatune.tasks.example import Example, ProtocolName, Row, SplitName, Splits, Tables
+from deltatune.tasks.specification import SplitRule
+from deltatune.tasks.task import Task
+from deltatune.tasks.text import fraction, normalise
+
+__all__ = ["cut"]
+
+Parts = dict[SplitName, tuple[Row, ...]]
+
+_NAMES: tuple[SplitName, ...] = ("train", "validation", "test")
+_HELD_OUT = 0.1
+_SHUFFLE_SEED = 42
+_UNLABELLED = (None, -1)
+
+
+def cut(task: Task, tables: Tables, protocol: ProtocolName) -> Splits:
+    """Returns the examples of `task` from the rows of `tables`, cut by `protocol`.
+
+    Raises:
+        UnknownNameError: there is no such protocol.
+        DataError: a row cannot be used, a split comes out empty, or "faithful" lacks rows.
+    """
+    if protocol not in ("clean", "faithful"):
+        raise UnknownNameError("protocol", protocol, ("clean", "faithful"))
+    notes = [*task.notes, *tables.notes]
+    removed: dict[str, int] = {}
+    if protocol == "faithful" and not tables.final:
+        parts = _faithful(task, tables, notes)
+    else:
+        parts = _completed(task, tables, notes)
+        parts = _without_overlap(task, parts, notes, removed)
+    examples = {name: _examples(task, rows, name, notes) for name, rows in parts.items()}
+    return Splits(
+        examples["train"],
+        examples["validation"],
+        examples["test"],
+        origin=tables.origin,
+        status=tables.status,
+        notes=tuple(notes),
+        removed=removed,
+    )
+
+
+def _examples(
+    task: Task, rows: Sequence[Row], name: str, notes: list[str]
+) -> tuple[Example, ...]:
+    examples = [task.example(row) for row in rows]
+    if task.drop_empty:
+        kept = [example for example in examples if example.source.strip()]
+        if len(kept) < len(examples):
+            notes.append(f"{name}: {len(examples) - len(kept)} rows with empty text left out.")
+        examples = kept
+    if not examples:
+        raise DataError(f"{task.name}: the split {name!r} is empty. Give more rows or own files.")
+    return tuple(examples)
+
+
+# --- clean -------------------------------------------------------------------------------------------
+
+
+def _completed(task: Task, tables: Tables, notes: list[str]) -> Parts:
+    parts: Parts = {name: tables.splits[name] for name in _NAMES if tables.splits.get(name)}
+    if "train" not in parts:
+        raise DataError(f"{task.name}: {tables.origin} has no training rows.")
+    label = task.label if task.prepare is None else None
+    if label and all(row.values.get(label) in _UNLABELLED for row in parts.get("test", ())):
+        parts.pop("test", None)
+    if "test" not in parts and "validation" in parts:
+        notes.append("No labelled test split: validation serves as test, 10 % of train as validation.")
+        parts["test"] = parts.pop("validation")
+    if "validation" in parts and "test" in parts:
+        return parts
+    low = 1 - _HELD_OUT if "test" in parts else 1 - 2 * _HELD_OUT
+    inputs = task.inputs
+    positions = [fraction(*_key(_raw(inputs, row))) for row in parts["train"]]
+    high = 1.0 if "test" in parts else 1 - _HELD_OUT
+    held: Parts = {
+        name: tuple(
+            row
+            for row, position in zip(parts["train"], positions, strict=True)
+            if start <= position < end
+        )
+        for name, start, end in (("train", 0.0, low), ("validation", low, high), ("test", high, 1.0))
+    }
+    held["test"] = parts.get("test", held["test"])
+    notes.append("Cut by a hash of the row's text: " + _sizes(held) + " rows.")
+    return held
+
+
+def _without_overlap(
+    task: Task, parts: Parts, notes: list[str], removed: dict[str, int]
+) -> Parts:
+    inputs = task.inputs
+    raw = {name: [_raw(inputs, row) for row in rows] for name, rows in parts.items()}
+    key = {name: [_key(texts) for texts in raw[name]] for name in _NAMES}
+    test, exact, validation = set(key["test"]), set(raw["test"]), set(key["validation"])
+    only_validation = validation - test
+    in_test = [texts for texts, found in zip(raw["train"], key["train"], strict=True) if found in test]
+    counts = {
+        "train_in_test": len(in_test),
+        "train_in_test_exactly": sum(texts in exact for texts in in_test),
+        "train_in_validation": sum(found in only_validation for found in key["train"]),
+        "validation_in_test": sum(found in test for found in key["validation"]),
+    }
+    removed |= counts
+    if any(counts.values()):
+        notes.append(
+            f"Removed: {counts['train_in_test']} rows of train that test holds too "
+            f"({counts['train_in_test_exactly']} of them letter for letter), "
+            f"{counts['train_in_validation']} of train that validation holds too, "
+            f"{counts['validation_in_test']} of validation that test holds too."
+        )
+    return {
+        "train": _kept(parts["train"], key["train"], test | validation),
+        "validation": _kept(parts["validation"], key["validation"], test),
+        "test": parts["test"],
+    }
+
+
+def _kept(
+    rows: Sequence[Row], keys: Sequence[tuple[str, ...]], taken: set[tuple[str, ...]]
+) -> tuple[Row, ...]:
+    return tuple(row for row, key in zip(rows, keys, strict=True) if key not in taken)
+
+
+def _raw(inputs: Sequence[str], row: Row) -> tuple[str, ...]:
+    return tuple(str(row.values.get(name, "")) for name in inputs)
+
+
+def _key(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(normalise(text) for text in texts)
+
+
+# --- faithful ----------------------------------------------------------------------------------------
+
+
+def _faithful(task: Task, tables: Tables, notes: list[str]) -> Parts:
+    rule = task.splits
+    if rule is None:
+        raise ConfigurationError(
+            f"{task.name} has no split rule of the paper. Use the protocol 'clean'."
+        )
+    if rule.pool is None:
+        parts = _as_published(task, tables, rule)
+    else:
+        pool = _ordered(_published(task, tables, rule, rule.pool), rule)
+        parts = _eighty(pool) if rule.rule == "C" else _halved(task, tables, rule, pool)
+    expected = rule.published.get("train", 0)
+    if rule.rule != "C" and len(parts["train"]) != expected:
+        notes.append(f"Train has {len(parts['train'])} of the {expected} published rows.")
+    notes.append(f"Cut by rule {rule.rule} of the paper's scores: " + _sizes(parts) + " rows.")
+    return parts
+
+
+def _as_published(task: Task, tables: Tables, rule: SplitRule) -> Parts:
+    return {
+        "train": tables.splits.get("train", ()),
+        "validation": _published(task, tables, rule, "validation"),
+        "test": _published(task, tables, rule, "test"),
+    }
+
+
+def _halved(task: Task, tables: Tables, rule: SplitRule, pool: tuple[Row, ...]) -> Parts:
+    taken = {id(row) for row in pool}
+    # A source without labelled test rows holds its validation out of train: there they go back.
+    rest = [*tables.splits.get("train", ()), *tables.splits.get("validation", ())]
+    train = tuple(row for row in rest if id(row) not in taken)
+    if not train or any(id(row) in taken for row in tables.splits.get("train", ())):
+        raise _lacking(task, tables, rule, "train")
+    half = len(pool) // 2
+    return {"train": train, "validation": pool[:half], "test": pool[half:]}
+
+
+def _eighty(pool: tuple[Row, ...]) -> Parts:
+    import numpy
+
+    # CrossFit shuffles a list of rows with numpy's global generator; this is the same permutation.
+    order = numpy.random.RandomState(_SHUFFLE_SEED).permutation(len(pool))
+    rows = tuple(pool[int(index)] for index in order)
+    first, second = int(0.8 * len(rows)), int(0.9 * len(rows))
+    return {"train": rows[:first], "validation": rows[first:second], "test": rows[second:]}
+
+
+def _published(
+    task: Task, tables: Tables, rule: SplitRule, name: SplitName
+) -> tuple[Row, ...]:
+    """Returns the rows of a published split: a union of the source's splits with just that many rows."""
+    count = rule.published.get(name)
+    splits = tables.splits
+    for union in ((name,), ("test",), ("validation",), ("train", "validation"), _NAMES):
+        rows = tuple(row for part in union for row in splits.get(part, ()))
+        if len(rows) == count:
+            return rows
+    raise _lacking(task, tables, rule, name)
+
+
+def _lacking(task: Task, tables: Tables, rule: SplitRule, name: str) -> DataError:
+    found: Mapping[str, int] = {part: len(rows) for part, rows in tables.splits.items()}
+    return DataError(
+        f"{task.name}: the protocol 'faithful' (rule {rule.rule}) needs the published {name} split of "
+        f"{rule.published.get(name, 0)} rows; {tables.origin} has {dict(found)} and cannot give it. "
+        "Use the protocol 'clean', or the hub as the source."
+    )
+
+
+def _ordered(rows: tuple[Row, ...], rule: SplitRule) -> tuple[Row, ...]:
+    field = rule.order
+    if field is None:
+        return rows
+    return tuple(sorted(rows, key=lambda row: int(row.values[field])))
+
+
+def _sizes(parts: Mapping[SplitName, Iterable[Row]]) -> str:
+    return " / ".join(str(len(tuple(parts[name]))) for name in _NAMES)

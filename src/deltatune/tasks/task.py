@@ -1,0 +1,221 @@
+"""A task: one versioned record from which every form of it follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from deltatune.core.errors import DataError, UnknownNameError, nearest
+from deltatune.tasks.example import Example, ProtocolName, Row, Splits
+from deltatune.tasks.metrics import METRICS
+from deltatune.tasks.specification import (
+    Lengths,
+    PairPreparation,
+    Provenance,
+    Record,
+    SourceSpecification,
+    SplitRule,
+)
+from deltatune.tasks.templates import render, variables
+from deltatune.tasks.text import digest, fraction
+
+if TYPE_CHECKING:
+    from deltatune.tasks.sources import Source
+
+__all__ = ["Task"]
+
+_PAIR_FIELDS = ("first", "second", "choice")
+_PAIR_SEED = 42
+
+
+class Task(Record):
+    """A task, as data.
+
+    Attributes:
+        name: unique name, lower case; for tasks of Table 1 the `task_id`.
+        version: raised with every change that can change a score.
+        title: the name that the paper prints.
+        kind: what the answer is.
+        metric: name of the metric that is the task's own.
+        provenance: where it comes from.
+        source: where its rows are when no local folder holds them.
+        fields: the fields of a raw row that are used.
+        prepare: fields made from others, before anything else.
+        template: the input of the text-to-text form.
+        target: the answer of the text-to-text form; classification tasks answer with the label word.
+        texts: one or two segments for an encoder; empty if the task has no such form.
+        label: field of the class index or value.
+        labels: the label words, in the order of the class indices.
+        source_labels: what the source calls them, in the order of *its* indices, where that is another
+            order than that of `labels`; the same words.
+        splits: how the protocol "faithful" cuts.
+        drop_empty: whether rows whose input is empty are left out.
+        lengths: sizes in tokens.
+        notes: to be shown beside every score.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_\-]*$")
+    version: int = Field(ge=1)
+    title: str
+    kind: Literal["classification", "regression", "generation"]
+    metric: str
+    provenance: Provenance
+    source: SourceSpecification
+    fields: tuple[str, ...]
+    prepare: PairPreparation | None = None
+    template: str
+    target: str | None = None
+    texts: tuple[str, ...] = Field(default=(), max_length=2)
+    label: str | None = None
+    labels: tuple[str, ...] = ()
+    source_labels: tuple[str, ...] = ()
+    splits: SplitRule | None = None
+    drop_empty: bool = False
+    lengths: Lengths = Lengths()
+    notes: tuple[str, ...] = ()
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_exists(cls, metric: str) -> str:
+        if metric not in METRICS:
+            raise UnknownNameError("metric", metric, METRICS)
+        return metric
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Task:
+        known = {*self.fields, *(_PAIR_FIELDS if self.prepare else ())}
+        for template in (self.template, self.target or "", *self.texts):
+            for name in variables(template):
+                if name not in known:
+                    raise UnknownNameError("field", name, known)
+        if self.label is not None and self.label not in known:
+            raise UnknownNameError("field", self.label, known)
+        self._check_kind()
+        return self
+
+    def _check_kind(self) -> None:
+        if self.kind == "classification":
+            if self.label is None or len(self.labels) < 2:
+                raise ValueError("a classification task needs `label` and at least two `labels`")
+            if len(set(self.labels)) != len(self.labels):
+                raise ValueError("two of the `labels` are the same word")
+            if self.target is not None:
+                raise ValueError("a classification task answers with its label word: no `target`")
+            if self.source_labels and sorted(self.source_labels) != sorted(self.labels):
+                raise ValueError("`source_labels` and `labels` must be the same words")
+            return
+        if self.target is None:
+            raise ValueError(f"a task of kind {self.kind!r} needs a `target`")
+        if self.labels or self.source_labels:
+            raise ValueError(f"a task of kind {self.kind!r} has no `labels`")
+        if (self.label is None) != (self.kind == "generation"):
+            raise ValueError("`label` is needed for regression and has no meaning for generation")
+
+    @property
+    def digest(self) -> str:
+        """A hash of everything in the record that can change a score; the rows have their own."""
+        unrelated = {"title", "provenance", "source", "notes"}
+        return digest(self.model_dump(mode="json", exclude=unrelated))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The raw fields that make the input; two rows are the same row if these are."""
+        if self.prepare is not None:
+            return (self.prepare.good, self.prepare.bad)
+        used = frozenset().union(*(variables(text) for text in (self.template, *self.texts)))
+        return tuple(name for name in self.fields if name in used)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether an encoder with a head can do the task."""
+        return bool(self.texts) and self.label is not None
+
+    @property
+    def head_width(self) -> int | None:
+        """Outputs of an encoder's head: the number of labels, 1 for regression, None without a head."""
+        if not self.has_head:
+            return None
+        return 1 if self.kind == "regression" else len(self.labels)
+
+    def example(self, row: Row) -> Example:
+        """Returns `row` in every form.
+
+        Raises:
+            DataError: a field is missing or null, or the label is not in the set; names file and line.
+        """
+        values = self._values(row)
+        source = render(self.template, values, row.where)
+        texts = tuple(render(text, values, row.where) for text in self.texts)
+        label: int | float | None = None
+        if self.label is not None:
+            label = self._label(values[self.label], row.where)
+        if self.kind == "classification":
+            targets: tuple[str, ...] = (self.labels[int(label or 0)],)
+        else:
+            targets = (render(self.target or "", values, row.where),)
+        return Example(source, targets, texts, label, digest(source, targets, texts, label))
+
+    def _values(self, row: Row) -> Mapping[str, Any]:
+        for name in self.fields:
+            if name not in row.values:
+                raise DataError(f"{row.where}: {UnknownNameError('column', name, row.values)}")
+            if row.values[name] is None:
+                raise DataError(f"{row.where}: the column {name!r} is empty. Give it a value.")
+        values = {name: row.values[name] for name in self.fields}
+        if self.prepare is not None:
+            pair = (values[self.prepare.good], values[self.prepare.bad])
+            choice = int(fraction(_PAIR_SEED, *pair) < 0.5)
+            values |= {"first": pair[choice], "second": pair[1 - choice], "choice": choice}
+        return values
+
+    def _label(self, value: Any, where: str) -> int | float:
+        if self.kind == "regression":
+            try:
+                return float(value)
+            except (TypeError, ValueError):
+                raise DataError(f"{where}: the label {value!r} is not a number.") from None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if str(value) in self.labels:
+            return self.labels.index(str(value))
+        order = self.source_labels or self.labels
+        index = _index(value)
+        if index is not None and index < len(order):
+            return self.labels.index(order[index])
+        close = nearest(str(value), self.labels)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise DataError(
+            f"{where}: the label {value!r} is not one of {list(self.labels)}, nor an index of them.{hint}"
+        )
+
+    def load(
+        self, source: Source | str | Path | None = None, protocol: ProtocolName = "clean"
+    ) -> Splits:
+        """Returns the examples of the task, split.
+
+        Args:
+            source: a source, a folder in the format of `sources.folder`, the word "hub", or None: the
+                folder named by the environment variable DELTATUNE_DATA if it has the task, else the
+                source of the record.
+            protocol: "clean" or "faithful", see `tasks.splits`.
+
+        Raises:
+            DataError: the source lacks the task, or a file, column or label in it cannot be used.
+        """
+        from deltatune.tasks.sources import open_source
+        from deltatune.tasks.splits import cut
+
+        return cut(self, open_source(self, source).read(self), protocol)
+
+    def label_words(self, labels: Sequence[int]) -> list[str]:
+        """Returns the label words of class indices."""
+        return [self.labels[label] for label in labels]
+
+
+def _index(value: Any) -> int | None:
+    if isinstance(value, bool | int):
+        return int(value) if value >= 0 else None
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else None
