@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,18 +16,18 @@ def test_code_lines_leave_out_what_is_not_code() -> None:
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in (*source.DECIDING, "study", "cli"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "one.py").write_text("x = 1  # one\n")
     monkeypatch.setattr(source, "__file__", str(tmp_path / "study" / "source.py"))
-    code_version.cache_clear()
     yield tmp_path
-    code_version.cache_clear()
+    library_versions.cache_clear()
 
 
 def version(methods: tuple[str, ...] | None = None) -> str:
-    code_version.cache_clear()
+    source._file_digest.cache_clear()
+    library_versions.cache_clear()
     return code_version(methods)
 
 

@@ -95,6 +95,7 @@ class Panel:
     width: int
     height: int
     left: int
+    right: int
     bottom: int
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
@@ -135,7 +136,7 @@ def panel(
     ys = [y for points in clean.values() for _, y in points]
     if not xs:
         return None
-    left, right, top, bottom = 40, width - 12, 26, height - 34
+    left, right, top, bottom = 40, width - 26, 26, height - 34
     margin = max(0.06 * (max(ys) - min(ys)), 0.5)
     x = Scale(min(xs) if logarithmic else 0.0, max(xs), left, right, logarithmic)
     y = Scale(min(ys) - margin, max(ys) + margin, bottom, top)
@@ -154,6 +155,7 @@ def panel(
         width=width,
         height=height,
         left=left,
+        right=right,
         bottom=bottom,
         x_ticks=tuple((x(mark), f"{mark:g}") for mark in marks),
         y_ticks=tuple((y(mark), f"{mark:g}") for mark in ticks(y.low, y.high, 4)),

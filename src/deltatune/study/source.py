@@ -57,7 +57,6 @@ def code_lines(source: str, *, imports: bool = True) -> dict[int, str]:
     }
 
 
-@functools.cache
 def code_version(methods: tuple[str, ...] | None = None) -> str:
     """Returns a digest of the code and the libraries that a result depends on, 16 hex digits.
 
@@ -72,14 +71,20 @@ def code_version(methods: tuple[str, ...] | None = None) -> str:
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for path in _files(root, methods):
-        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
-        text = path.read_text(encoding="utf-8")
-        kept = "\n".join(code_lines(text).values()) if path.suffix == ".py" else text
-        digest.update(f"{kept}\0".encode())
+        digest.update(f"{path.relative_to(root).as_posix()}\0{_file_digest(path)}\0".encode())
     digest.update(repr(sorted(library_versions().items())).encode())
     return digest.hexdigest()[:16]
 
 
+@functools.cache
+def _file_digest(path: Path) -> str:
+    """Returns a digest of what counts in a file; read once, as the code itself is."""
+    text = path.read_text(encoding="utf-8")
+    kept = "\n".join(code_lines(text).values()) if path.suffix == ".py" else text
+    return hashlib.sha256(kept.encode()).hexdigest()
+
+
+@functools.cache
 def library_versions() -> dict[str, str]:
     """Returns the versions of `LIBRARIES`, as far as they are installed, without importing them."""
     found: dict[str, str] = {}

@@ -1,0 +1,246 @@
+"""A comparison from its definition to its tables and its page, without any model."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tests.study.fake import TASKS, execute
+
+import deltatune.methods  # noqa: F401  (fills the registry of methods)
+from deltatune.core.errors import ConfigurationError, StateError, TrainingError, UnknownNameError
+from deltatune.study.cell import Cell, CellResult
+from deltatune.study.comparison import Comparison, preset, run_comparison
+from deltatune.study.page import render_page, write_page
+from deltatune.study.select import Grid
+from deltatune.study.store import MemoryStore, Store
+from deltatune.study.summary import Summary, summarise
+from deltatune.study.table import as_data, as_markdown, as_tables, percent
+
+GRID = Grid(values=(3e-4, 1e-3, 3e-3), relative=False)
+
+
+def compare(store: Store, execute: Any = execute, **fields: Any) -> Summary:
+    spec = {
+        "backbones": ("t5-mini",),
+        "tasks": tuple(TASKS),
+        "methods": ("full", "lora(rank=4)", "bitfit"),
+        "seeds": 2,
+        "grid": GRID,
+        **fields,
+    }
+    run_comparison(Comparison(**spec), execute, store)
+    return summarise(store)
+
+
+@pytest.fixture(scope="module")
+def summary() -> Summary:
+    return compare(MemoryStore())
+
+
+def test_every_arm_is_searched_equally_and_seeds_follow(summary: Summary) -> None:
+    assert len(summary.searched) == 3 * 3 * len(TASKS)
+    assert len(summary.final) == 3 * 2 * len(TASKS)
+    assert {cell.learning_rate for cell, _ in summary.final} == {1e-3}
+    assert {cell.seed for cell, _ in summary.searched} == {0}
+    assert all(not choice.at_edge for choice in summary.choices.values())
+
+
+def test_nothing_is_run_twice() -> None:
+    store, calls = MemoryStore(), []
+
+    def counted(cell: Cell) -> CellResult:
+        calls.append(cell.id)
+        return execute(cell)
+
+    first = compare(store, counted)
+    assert compare(store, counted) == first
+    assert len(calls) == len(set(calls)) == 3 * (3 + 1) * len(TASKS)
+    size = len(store.records())
+    compare(store, counted, tasks=("emotion",))
+    assert len(calls) == len(set(calls)) == 3 * (3 + 1) * len(TASKS)
+    assert len(store.records()) == size + 2, "only the note of what is compared is new"
+
+
+def test_grids_grow_until_their_best_value_is_inside() -> None:
+    low = Grid(values=(1e-5, 3e-5, 9e-5), relative=False)
+    stuck = compare(MemoryStore(), methods=("lora",), grid=low, extend=1)
+    assert [c.at_edge for c in stuck.choices.values()] == [True]
+    assert "is at the edge of its grid" in as_markdown(stuck)
+    free = compare(MemoryStore(), methods=("lora",), grid=low, extend=9)
+    (choice,) = free.choices.values()
+    assert not choice.at_edge and 3e-4 < (choice.rate or 0) < 3e-3
+
+
+def test_a_rate_can_be_chosen_for_each_task() -> None:
+    store = MemoryStore()
+    per_task = compare(store, per="task", methods=("lora",))
+    assert [group.tasks for group in per_task.choices] == [(task,) for task in TASKS]
+
+
+def test_one_value_needs_no_search() -> None:
+    alone = compare(MemoryStore(), grid=Grid())
+    assert not alone.searched and not alone.choices
+    assert {c.learning_rate for c, _ in alone.final if c.method == "full"} == {preset("full")}
+
+
+def test_failed_cells_are_shown_and_do_not_stop_the_rest() -> None:
+    def fragile(cell: Cell) -> CellResult:
+        if cell.method == "bitfit" and cell.task == "emotion":
+            raise TrainingError("The loss is not finite at step 7.")
+        return execute(cell)
+
+    summary = compare(MemoryStore(), fragile)
+    row = next(row for row in summary.rows("t5-mini") if row.name == "emotion")
+    assert [entry is None for entry in row.entries] == [False, False, True]
+    overall = summary.rows("t5-mini")[-1]
+    assert overall.entries[2] is None, "no average over an incomplete column"
+    text = as_markdown(summary)
+    assert "bitfit, emotion, seed 0" in text and "not finite at step 7" in text
+    assert "no learning rate ran to its end" in text
+    assert "not finite at step 7" in render_page(summary)
+
+
+def test_averages_are_means_of_rows_and_their_spread_is_over_seeds(summary: Summary) -> None:
+    rows = {row.name: row for row in summary.rows("t5-mini")}
+    assert list(rows)[:4] == ["glue_sst2", "emotion", "tweet_eval_hate", "Average of emotion"]
+    mean = rows["Average of emotion"].entries[0]
+    parts = [rows[name].entries[0] for name in ("emotion", "tweet_eval_hate")]
+    assert mean is not None and len(mean.values) == 2
+    assert mean.mean == pytest.approx(sum(p.mean for p in parts if p is not None) / 2)
+    assert rows["Average of all tasks"].kind == "overall"
+    assert rows["tweet_eval_hate"].remark == "proxy"
+    assert rows["samsum"].remark == "partial, 80 test rows: noisy"
+
+
+def test_the_markdown_table_has_the_form_of_table_1(summary: Summary) -> None:
+    lines = as_markdown(summary).splitlines()
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"
+    ]
+    assert cells[0] == ["t5-mini", "Metric", "Commonest label", "full", "lora(rank=4)", "bitfit"]
+    assert cells[2] == ["Ratio of tunable parameters", "", "", "100%", "0.38%", "0.1%"]
+    assert len({len(line) for line in cells}) == 1
+    assert re.fullmatch(r"\d\d\.\d\d ±\d\.\d\d", cells[3][3])
+    assert percent(0.0003097) == "0.031%" and percent(1.0) == "100%" and percent(None) == "-"
+
+
+def test_the_terminal_shows_the_same_numbers(summary: Summary) -> None:
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    for table in as_tables(summary):
+        console.print(table)
+    console.file.close()
+    printed = console.export_text()
+    for number in re.findall(r"\d\d\.\d\d ±\d\.\d\d", as_markdown(summary)):
+        assert number in printed
+
+
+def test_machines_get_fractions_for_every_seed(summary: Summary) -> None:
+    data = json.loads(json.dumps(as_data(summary)))
+    table = data["tables"]["t5-mini"]
+    assert table["ratio"]["full"] == 1.0
+    assert [len(v) for v in table["rows"][0]["scores"].values()] == [2, 2, 2]
+    assert {row["chosen"] for row in data["learning_rates"]} == {1e-3}
+
+
+def test_arms_that_do_not_beat_the_commonest_label_are_named() -> None:
+    def hopeless(cell: Cell) -> CellResult:
+        result = execute(cell)
+        scores = {result.metric: 0.1} if cell.method == "bitfit" else result.scores
+        return result.model_copy(update={"scores": scores})
+
+    summary = compare(MemoryStore(), hopeless, tasks=("glue_rte",))
+    assert "bitfit on glue_rte (10.00) does not beat the commonest label (53.00)." in as_markdown(
+        summary
+    )
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, its texts, and the tags left open."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in ("meta", "input"):
+            self.open.append(tag)
+        self.references += [v or "" for name, v in attrs if name in ("src", "href")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_the_page_is_self_contained_and_well_formed(summary: Summary) -> None:
+    page = Page(render_page(summary))
+    assert not page.open and not page.references
+    assert "script" not in page.tags
+    assert page.tags.count("polyline") == 2 * 3 * len(TASKS) + 3, "two axes, then a grid an arm"
+    text = " ".join(page.texts)
+    assert "Convergence on t5-mini" in text and "0.38%" in text and "proxy" in text
+    assert "nan" not in text and "None" not in text
+
+
+def test_texts_in_the_page_are_escaped() -> None:
+    def hostile(cell: Cell) -> CellResult:
+        return execute(cell).model_copy(
+            update={"category": "<script>a</script>", "notes": ("<img src=x>",), "status": "<b>"}
+        )
+
+    page = Page(render_page(compare(MemoryStore(), hostile, tasks=("emotion",))))
+    assert not {"script", "img", "b"} & set(page.tags)
+    assert "<script>a</script>" in page.texts
+
+
+def test_a_page_is_written_whole_or_not_at_all(summary: Summary, tmp_path: Path) -> None:
+    path = write_page(summary, tmp_path / "report.html")
+    assert path.read_text(encoding="utf-8") == render_page(summary)
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+    with pytest.raises(StateError, match="Cannot write the report"):
+        write_page(summary, tmp_path / "none" / "report.html")
+
+
+def test_results_without_curves_or_labels_still_make_a_page() -> None:
+    def bare(cell: Cell) -> CellResult:
+        return CellResult(metric="a", scores={"a": float("nan")}, trainable=1, base=2)
+
+    summary = compare(MemoryStore(), bare, grid=Grid(), seeds=1)
+    assert Page(render_page(summary)).open == []
+
+
+def test_an_empty_store_says_so() -> None:
+    with pytest.raises(StateError, match="no comparison in this store"):
+        summarise(MemoryStore())
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"methods": ("lorra",)}, UnknownNameError, "lora"),
+        ({"methods": ("lora", "lora()")}, ConfigurationError, "lora stands twice"),
+        ({"tasks": ()}, ConfigurationError, "at least 1 item"),
+        ({"budget": "soon"}, ConfigurationError, "A budget is a number and a unit"),
+        ({"seads": 2}, UnknownNameError, "Did you mean 'seeds'"),
+    ],
+)
+def test_a_comparison_that_cannot_be_meant_is_refused(
+    fields: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        compare(MemoryStore(), **fields)
