@@ -22,8 +22,9 @@ class TransposedLinear(Storage):
 
     def widths(self, module: nn.Module) -> tuple[int, int]:
         """See Storage."""
-        inputs, outputs = module.weight.shape
-        return inputs, outputs
+        weight = module._parameters["weight"]
+        assert weight is not None
+        return weight.shape[0], weight.shape[1]
 
     def view(self, weight: Tensor) -> Tensor:
         """See Storage."""
@@ -34,9 +35,8 @@ class TransposedLinear(Storage):
     ) -> Tensor | None:
         """See Storage."""
         del module
-        y = x.reshape(-1, x.shape[-1]) @ weight if bias is None else torch.addmm(
-            bias, x.reshape(-1, x.shape[-1]), weight
-        )
+        flat = x.reshape(-1, x.shape[-1])
+        y = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
         return y.view(*x.shape[:-1], -1)
 
 

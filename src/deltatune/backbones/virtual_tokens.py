@@ -1,9 +1,9 @@
 """Virtual tokens: the one owner of masks, positions and caches where a delta lengthens a sequence.
 
-`attend` joins keys and values after the cache update, through transformers' attention registry, on every
-call: caches and positions never hear of a prefix. `embed` lengthens at the token stack and strips on the way
-out: heads, labels, pooling and the caller's tensors are untouched, and the cache is marked with the number
-of virtual positions it holds.
+`attend` joins keys and values after the cache update, through transformers' attention registry, on
+every call: caches and positions never hear of a prefix. `embed` lengthens at the token stack and
+strips on the way out: heads, labels, pooling and the caller's tensors are untouched, and the cache
+is marked with the number of virtual positions it holds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,8 +40,12 @@ _KERNELS = ("sdpa", "eager")
 # --- attend ---------------------------------------------------------------------------------------
 
 
-def _tokens(link: Link, size: int, dtype: torch.dtype, pair: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """The virtual tokens of each of `size` rows, [rows, tokens, width], and which rows have them (None: all)."""
+def _tokens(
+    link: Link, size: int, dtype: torch.dtype, pair: bool
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """The virtual tokens of each of `size` rows, [rows, tokens, width], and which rows have them
+    (None: all).
+    """
     rows = link.rows(size)
     leaves = link.stacked(dtype)
 
@@ -50,12 +54,16 @@ def _tokens(link: Link, size: int, dtype: torch.dtype, pair: bool) -> tuple[tupl
         return link.method.attend(p) if pair else (link.method.embed(p),)
 
     if rows.uniform is not None:
-        return tuple(t.to(dtype).unsqueeze(0).expand(size, -1, -1) for t in made(rows.uniform)), None
+        return tuple(
+            t.to(dtype).unsqueeze(0).expand(size, -1, -1) for t in made(rows.uniform)
+        ), None
     used = [slot for slot in rows.groups if slot is not None] or [0]
     stacks = [torch.stack(parts).to(dtype) for parts in zip(*map(made, used), strict=True)]
     index = torch.tensor([used.index(s) if s is not None else 0 for s in rows.slots])
     present = torch.tensor([s is not None for s in rows.slots], device=stacks[0].device)
-    return tuple(stack[index.to(stack.device)] for stack in stacks), (None if present.all() else present)
+    return tuple(stack[index.to(stack.device)] for stack in stacks), (
+        None if present.all() else present
+    )
 
 
 def _attention(base: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
@@ -74,7 +82,9 @@ def _attention(base: str, module: nn.Module, query: Tensor, key: Tensor, value: 
         (k, v), present = _tokens(link, size, key.dtype, pair=True)
         key = torch.cat([_heads(k, heads), key], dim=2)
         value = torch.cat([_heads(v, heads), value], dim=2)
-        every = torch.ones(size, dtype=torch.bool, device=key.device) if present is None else present
+        every = (
+            torch.ones(size, dtype=torch.bool, device=key.device) if present is None else present
+        )
         shown.insert(0, every[:, None].expand(-1, k.shape[1]))
         columns += k.shape[1]
     causal = kwargs.pop("is_causal", None)
@@ -91,10 +101,12 @@ def _attention(base: str, module: nn.Module, query: Tensor, key: Tensor, value: 
 
 def _heads(tokens: Tensor, heads: int) -> Tensor:
     """[rows, tokens, width] to [rows, heads, tokens, width of a head]."""
-    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return tokens.reshape(*tokens.shape[:2], heads, -1).transpose(1, 2)
 
 
-def _mask(mask: Tensor | None, causal: bool, queries: int, keys: int, seen: Tensor) -> Tensor | None:
+def _mask(
+    mask: Tensor | None, causal: bool, queries: int, keys: int, seen: Tensor
+) -> Tensor | None:
     """The mask with virtual columns in front; `seen` [rows, columns] says which of them a row has."""
     everything = bool(seen.all())
     if mask is None:
@@ -138,7 +150,9 @@ class AttendSeam(Seam):
             if len(parts) == 2
         ]
         if not sites:
-            raise TargetError(f"The target {target!r} names no attention. Use attention, self_attention, ...")
+            raise TargetError(
+                f"The target {target!r} names no attention. Use attention, self_attention, ..."
+            )
         return tuple(sites)
 
     def install(self, host: Host, links: Sequence[Link]) -> None:
@@ -178,8 +192,9 @@ def _attention_site(model: nn.Module, path: str, key: Place, value: Place) -> Si
 
 def _switch(model: nn.Module) -> list[tuple[Any, str]]:
     """Sends every attention of the model through ours; returns what to put back."""
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    changed = []
+    found: list[Any] = [m.config for m in model.modules() if hasattr(m, "config")]
+    configs = {id(config): config for config in found}
+    changed: list[tuple[Any, str]] = []
     for config in configs.values():
         name = config._attn_implementation
         if name not in _KERNELS:
@@ -217,7 +232,9 @@ class _Lengthen:
         prompt, present = self.prompt(kwargs, links)
         count = prompt.shape[1]
         filled = self.filled(kwargs, count)
-        _extend(kwargs, count, present, filled, "position_ids" in _signature(type(self.stack)).parameters)
+        _extend(
+            kwargs, count, present, filled, "position_ids" in _parameters(type(self.stack).forward)
+        )
         if filled:
             return _mark(inner(**kwargs), count)
         embeds = self.embeds(kwargs)
@@ -232,9 +249,12 @@ class _Lengthen:
         return _mark(_strip(output, count) if self.strips else output, count)
 
     def prompt(self, kwargs: dict[str, Any], links: list[Link]) -> tuple[Tensor, Tensor | None]:
-        tensor = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+        tensor = (
+            kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+        )
         weight = next(self.embedding.parameters())
-        pieces, present = [], None
+        pieces: list[Tensor] = []
+        present: Tensor | None = None
         for link in links:
             (tokens,), some = _tokens(link, tensor.shape[0], weight.dtype, pair=False)
             pieces.insert(0, tokens)
@@ -307,13 +327,14 @@ class _ShowPrompt:
 
 
 @functools.cache
-def _signature(kind: type[nn.Module]) -> inspect.Signature:
-    return inspect.signature(kind.forward)
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a forward's arguments, without self."""
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments by name."""
-    names = list(_signature(type(module)).parameters)[1:]
+    names = _parameters(type(module).forward)
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
@@ -378,7 +399,9 @@ class EmbedSeam(Seam):
         found: dict[str, Site] = {}
         for place in find_places(model, target):
             if place.part != "embedding":
-                raise TargetError(f"A prompt goes in front of an embedding; {target!r} names {place.role}.")
+                raise TargetError(
+                    f"A prompt goes in front of an embedding; {target!r} names {place.role}."
+                )
             path = _stack_path(model, place.module)
             if path is not None:
                 embedding = model.get_submodule(place.module)
@@ -389,7 +412,9 @@ class EmbedSeam(Seam):
                 found.setdefault(name, Site(name, stack, path, width, width, place, entry=entry))
         if "encoder" in found:
             return (found["encoder"],)
-        if "decoder" not in found or getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        if "decoder" not in found or getattr(
+            getattr(model, "config", None), "is_encoder_decoder", False
+        ):
             raise UnsupportedError(
                 f"{type(model).__name__} has no token stack at {target!r} that takes embedded input. "
                 "In an encoder-decoder a prompt goes to the encoder."
@@ -429,7 +454,9 @@ class EmbedSeam(Seam):
                 continue
             chain.arounds.remove(around)
             for other in host.chains:
-                other.arounds = [a for a in other.arounds if getattr(a, "owner", None) is not around]
+                other.arounds = [
+                    a for a in other.arounds if getattr(a, "owner", None) is not around
+                ]
 
 
 def _stack_path(model: nn.Module, embedding: str) -> str | None:
@@ -438,7 +465,7 @@ def _stack_path(model: nn.Module, embedding: str) -> str | None:
     while path:
         path = path.rpartition(".")[0]
         kind = type(model.get_submodule(path) if path else model)
-        if {"inputs_embeds", "attention_mask"} <= set(_signature(kind).parameters):
+        if {"inputs_embeds", "attention_mask"} <= set(_parameters(kind.forward)):
             return path
     return None
 

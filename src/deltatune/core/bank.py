@@ -1,9 +1,10 @@
 """The bank: every leaf of K deltas of one shape, as K rows.
 
-Row k is one flat fp32 `Parameter` that holds all trained leaves of slot k, so that swapping, saving,
-freezing, clipping and the optimiser act on one tensor. The rows lie in one buffer [K, n]; a forward joins
-them without a copy and splits them once. Correctness never depends on the shared buffer: after `.to`,
-`deepcopy`, pickling or loading the rows may lie apart, and are laid together again at the next forward.
+Row k is one flat fp32 `Parameter` that holds all trained leaves of slot k, so that swapping,
+saving, freezing, clipping and the optimiser act on one tensor. The rows lie in one buffer [K, n]; a
+forward joins them without a copy and splits them once. Correctness never depends on the shared
+buffer: after `.to`, `deepcopy`, pickling or loading the rows may lie apart, and are laid together
+again at the next forward.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Bank(nn.Module):
 
     def read(self, slot: int) -> dict[str, Tensor]:
         """The leaves of one slot, as views of its row; with the graph, where gradients are on."""
-        pieces = self.slots[slot].split(self.sizes)
+        pieces = torch.split(self.slots[slot], self.sizes)
         values = {
             name: piece.view(shape)
             for (name, shape), piece in zip(self.trained.items(), pieces, strict=True)
@@ -113,10 +114,17 @@ class Bank(nn.Module):
             return rows[0].unsqueeze(0)
         if not _adjacent(rows):
             self.pack()
-        buffer = rows[0].detach().as_strided(
-            (len(rows), rows[0].numel()), (rows[0].numel(), 1), rows[0].storage_offset()
+        buffer = (
+            rows[0]
+            .detach()
+            .as_strided(
+                (len(rows), rows[0].numel()), (rows[0].numel(), 1), rows[0].storage_offset()
+            )
         )
-        return torch.stack(rows) if torch.compiler.is_compiling() else _Join.apply(buffer, *rows)
+        if torch.compiler.is_compiling():  # the check of versions would break the graph
+            return torch.stack(rows)
+        joined: Tensor = _Join.apply(buffer, *rows)  # type: ignore[no-untyped-call]
+        return joined
 
     def open(self) -> None:
         """Begins a forward: until `close`, leaves are joined and split once for each dtype."""
@@ -130,9 +138,9 @@ class Bank(nn.Module):
         """Every leaf with its slot axis, [K, *shape], cast to `dtype`; the fixed ones as they are."""
         if self._opened is not None and dtype in self._opened:
             return self._opened[dtype]
-        pieces = self.joined().to(dtype).split(self.sizes, dim=1)
+        pieces = torch.split(self.joined().to(dtype), self.sizes, dim=1)
         values = {
-            name: piece.unflatten(1, shape)
+            name: piece.view(-1, *shape)
             for (name, shape), piece in zip(self.trained.items(), pieces, strict=True)
         }
         values |= {name: getattr(self, attribute) for name, attribute in self.fixed.items()}

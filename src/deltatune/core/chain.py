@@ -1,9 +1,9 @@
 """Chains: one ordered list of deltas for each module, installed as the instance's `forward`.
 
-A chain is a plain object with state, never a hook or a closure: the base's class, names, state dict and
-flags stay as they are, copies are independent, and a model that was compiled earlier sees the change. The
-order at a site is: arounds (the root opens the banks; virtual tokens lengthen a stack), then weights folded
-in the order of attachment, then outputs in that order.
+A chain is a plain object with state, never a hook or a closure: the base's class, names, state dict
+and flags stay as they are, copies are independent, and a model that was compiled earlier sees the
+change. The order at a site is: arounds (the root opens the banks; virtual tokens lengthen a stack),
+then weights folded in the order of attachment, then outputs in that order.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Link:
     Attributes:
         names: the method's leaf names to the bank's.
         forms: of a `select` method, the parameters it tunes at this site.
-        entry_input: what the entry module of a span was last called with; None outside of a forward.
+        entry_input: what the entry module of a span was last called with; None outside of a
+            forward.
     """
 
     delta: Delta
@@ -137,7 +138,8 @@ class Chain:
     """Everything that deltas do at one module.
 
     Args:
-        module: the module; its instance `forward`, if it has one (offloading wrappers), is kept inside.
+        module: the module; its instance `forward`, if it has one (offloading wrappers), is kept
+            inside.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -152,8 +154,12 @@ class Chain:
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """The signature of the forward in its place: `generate` and trainers look arguments up in it."""
-        return inspect.signature(self.previous or types.MethodType(type(self.module).forward, self.module))
+        """The signature of the forward in its place: `generate` and trainers look arguments up in
+        it.
+        """
+        return inspect.signature(
+            self.previous or types.MethodType(type(self.module).forward, self.module)
+        )
 
     @property
     def unused(self) -> bool:
@@ -236,7 +242,9 @@ class Chain:
         return output
 
     def _road(self, link: Link, uniform: bool) -> str:
-        """How a link takes part: "fold", "fast" (added to the output) or "bias" (folded, weight untouched)."""
+        """How a link takes part: "fold", "fast" (added to the output) or "bias" (folded, weight
+        untouched).
+        """
         if link.method.face == "weight":
             return "fast" if link.method.has_fast() else "fold"
         if link.adds_bias:
@@ -249,7 +257,9 @@ class Chain:
             return self.base(*args, **kwargs)
         x = args[0]
         keys = list(zip(*(link.rows(x.shape[0]).slots for link in links), strict=True))
-        groups = {key: [row for row, k in enumerate(keys) if k == key] for key in dict.fromkeys(keys)}
+        groups = {
+            key: [row for row, k in enumerate(keys) if k == key] for key in dict.fromkeys(keys)
+        }
         if len(groups) == 1:
             return self.compute(self.parameters(links, keys[0]), args, kwargs)
         outputs = [
@@ -270,12 +280,21 @@ class Chain:
                 if slot is not None:
                     values = link.fold(values, base, link.leaves(slot))
         dtype = next(iter(own.values())).dtype
-        return own | {n: v.to(dtype) for n, v in values.items() if v is not None and v is not base.get(n)}
+        return own | {
+            n: v.to(dtype) for n, v in values.items() if v is not None and v is not base.get(n)
+        }
 
-    def compute(self, values: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def compute(
+        self, values: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """The module's output with other parameters."""
         created = {name: v for name, v in values.items() if name not in self.module._parameters}
-        if set(values) <= {"weight", "bias"} and len(args) == 1 and not kwargs and self.previous is None:
+        if (
+            set(values) <= {"weight", "bias"}
+            and len(args) == 1
+            and not kwargs
+            and self.previous is None
+        ):
             bias = None if "bias" in created else values.get("bias")
             y = storage_of(self.module).compute(self.module, args[0], values["weight"], bias)
             if y is not None:

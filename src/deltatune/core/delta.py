@@ -1,7 +1,7 @@
 """A delta: an expression of methods bound to a model, with its tensors.
 
-The user keeps calling the backbone. A delta is attached to it, is active until told otherwise, and leaves
-the model as it was found when it is detached.
+The user keeps calling the backbone. A delta is attached to it, is active until told otherwise, and
+leaves the model as it was found when it is detached.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,10 +97,14 @@ class Delta(nn.Module):
     """
 
     def __init__(
-        self, host: Host, expressions: Sequence[Expression], parts: Sequence[Part], seeds: Sequence[int]
+        self,
+        host: Host,
+        expressions: Sequence[Expression],
+        parts: Sequence[Part],
+        seeds: Sequence[int],
     ) -> None:
         super().__init__()
-        self.__dict__["host"] = host
+        self.__dict__["host_"] = host
         self.expressions = tuple(expressions)
         self.parts = tuple(parts)
         self.seeds = tuple(seeds)
@@ -127,10 +132,17 @@ class Delta(nn.Module):
         self.training = False
 
     @property
+    def host(self) -> Host:
+        """The host it was attached to; outside of the module tree, so that the base is no child of
+        the delta.
+        """
+        host: Host = self.__dict__["host_"]
+        return host
+
+    @property
     def model(self) -> nn.Module:
         """The model it is attached to."""
-        host: Host = self.__dict__["host"]
-        return host.model
+        return self.host.model
 
     @property
     def expression(self) -> Expression:
@@ -165,9 +177,11 @@ class Delta(nn.Module):
 
     @contextmanager
     def route(self, rows: Sequence[int | None]) -> Iterator[None]:
-        """Within it, row i of every batch uses slot `rows[i]`; None leaves the row to the backbone alone.
+        """Within it, row i of every batch uses slot `rows[i]`; None leaves the row to the backbone
+        alone.
 
-        Beams and flattened tokens follow their row. Raises ConfigurationError for a slot that is not there.
+        Beams and flattened tokens follow their row. Raises ConfigurationError for a slot that is
+        not there.
         """
         for slot in rows:
             if slot is not None and not 0 <= slot < self.slots:
@@ -184,7 +198,9 @@ class Delta(nn.Module):
     def active(self, on: bool = True) -> Iterator[None]:
         """Within it the delta acts (or, with `on=False`, does not); then it is as it was before."""
         if isinstance(self.bank, InPlaceBank) and not on:
-            raise StateError(f"{self.name} trains the backbone itself, which cannot be switched off. Detach it.")
+            raise StateError(
+                f"{self.name} trains the backbone itself, which cannot be switched off. Detach it."
+            )
         before = self.enabled
         self.enabled = on
         try:
@@ -198,7 +214,7 @@ class Delta(nn.Module):
 
     def install(self) -> None:
         """Puts the links in their chains."""
-        host: Host = self.__dict__["host"]
+        host = self.host
         host.deltas.append(self)
         self.attached = True
         for face, links in self._seamed().items():
@@ -211,11 +227,12 @@ class Delta(nn.Module):
                 host.chain(link.site.entry[1]).entries.append(link)
 
     def detach(self) -> None:
-        """Takes the delta off the model; in any order, and after the last one the model is as it was.
+        """Takes the delta off the model; in any order, and after the last one the model is as it
+        was.
 
         Raises StateError if it is merged or not attached.
         """
-        host: Host = self.__dict__["host"]
+        host = self.host
         if not self.attached:
             raise StateError(f"{self.name} is not attached.")
         if self.merged:
@@ -240,7 +257,7 @@ class Delta(nn.Module):
 
     def dead_sites(self) -> list[str]:
         """Sites whose module no forward has called since the delta was attached."""
-        host: Host = self.__dict__["host"]
+        host = self.host
         called = {id(chain.module) for chain in host.chains if chain.called}
         return [
             link.site.name
@@ -256,7 +273,7 @@ class Delta(nn.Module):
             UnsupportedError: a part acts on activations, creates a bias, or writes a tied weight.
             StateError: it is merged already, or a delta before it acts on the same weights.
         """
-        host: Host = self.__dict__["host"]
+        host = self.host
         self._check_merge(host)
         written: dict[str, Tensor] = {}
         for chain in host.chains:
@@ -281,8 +298,10 @@ class Delta(nn.Module):
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Puts the weights back bit for bit. Raises StateError if another delta was merged after it."""
-        host: Host = self.__dict__["host"]
+        """Puts the weights back bit for bit. Raises StateError if another delta was merged after
+        it.
+        """
+        host = self.host
         if not self.merged:
             raise StateError(f"{self.name} is not merged.")
         if host.merged[-1] is not self:
@@ -302,7 +321,9 @@ class Delta(nn.Module):
 
     def _check_merge(self, host: Host) -> None:
         if self.merged or not self.attached:
-            raise StateError(f"{self.name} is {'merged already' if self.merged else 'not attached'}.")
+            raise StateError(
+                f"{self.name} is {'merged already' if self.merged else 'not attached'}."
+            )
         owners: dict[int, int] = {}
         for module in host.model.modules():
             for parameter in module._parameters.values():
@@ -344,8 +365,8 @@ def attach(
 
     Args:
         model: any module whose places are known or can be inferred; also on the `meta` device.
-        methods: one expression for all slots, or one for each slot. Those may differ only in the fields
-            that a method names as its `slot_fields`.
+        methods: one expression for all slots, or one for each slot. Those may differ only in the
+            fields that a method names as its `slot_fields`.
         slots: K, where one expression is given.
         seed: of slot 0, the others counting up from it, or one for each slot.
 
@@ -357,7 +378,9 @@ def attach(
     expressions = [methods] * slots if isinstance(methods, Expression) else list(methods)
     seeds = [seed + k for k in range(len(expressions))] if isinstance(seed, int) else list(seed)
     if not expressions or len(seeds) != len(expressions):
-        raise ConfigurationError(f"{len(expressions)} slots need as many seeds; {len(seeds)} were given.")
+        raise ConfigurationError(
+            f"{len(expressions)} slots need as many seeds; {len(seeds)} were given."
+        )
     plain = {_without_slot_fields(expression) for expression in expressions}
     if len(plain) > 1:
         raise ConfigurationError(
@@ -366,7 +389,9 @@ def attach(
         )
     _check_alone(model, expressions)
     layouts = [layout(model, expression) for expression in expressions]
-    described = [{n: leaf for part in parts for n, leaf in part.leaves.items()} for parts in layouts]
+    described = [
+        {n: leaf for part in parts for n, leaf in part.leaves.items()} for parts in layouts
+    ]
     _check_weights(layouts[0])
     host = host_of(model)
     delta = Delta(host or Host(model), expressions, layouts[0], seeds)
@@ -376,7 +401,7 @@ def attach(
     except BaseException:
         if delta.attached:
             delta.detach()
-        delta.__dict__["host"].sweep()
+        delta.host.sweep()
         raise
     return delta
 
@@ -399,16 +424,17 @@ def _check_alone(model: nn.Module, expressions: Sequence[Expression]) -> None:
 
 
 def _without_slot_fields(expression: Expression) -> Expression:
-    return Expression(
-        tuple(
-            dataclasses.replace(method, **{name: _default(method, name) for name in method.slot_fields})
-            for method in expression.methods
-        )
-    )
+    return Expression(tuple(map(_without, expression.methods)))
 
 
-def _default(method: Method, name: str) -> object:
-    return next(f.default for f in dataclasses.fields(method) if f.name == name)
+def _without(method: Method) -> Method:
+    kept: dict[str, Any] = {
+        field.name: field.default
+        if field.name in method.slot_fields
+        else getattr(method, field.name)
+        for field in dataclasses.fields(method)
+    }
+    return type(method)(**kept)
 
 
 def _check_weights(parts: Sequence[Part]) -> None:

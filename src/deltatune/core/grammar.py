@@ -4,8 +4,9 @@
     method     := name | name "(" [argument ("," argument)*] ")"
     argument   := field "=" literal         a number, a quoted string, True, False, None
 
-`lora(rank=4, at='attention.q') + bitfit` and `parse(str(expression)) == expression` for every expression.
-It is a subset of Python's own expressions, so Python's parser reads it; nothing is evaluated.
+`lora(rank=4, at='attention.q') + bitfit` and `parse(str(expression)) == expression` for every
+expression. It is a subset of Python's own expressions, so Python's parser reads it; nothing is
+evaluated.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class Expression:
         if target is None:
             return self
         return Expression(
-            tuple(m if m.at is not None else dataclasses.replace(m, at=target) for m in self.methods)
+            tuple(
+                m if m.at is not None else dataclasses.replace(m, at=target) for m in self.methods
+            )
         )
 
     def __add__(self, other: str | Method | Expression) -> Expression:

@@ -1,7 +1,7 @@
 """The host: what a model knows of the deltas attached to it.
 
-It lies in the instance's `__dict__`, so that copies and pickles of the model carry their own, and it is
-gone when the last delta is detached, with every flag as it was found.
+It lies in the instance's `__dict__`, so that copies and pickles of the model carry their own, and
+it is gone when the last delta is detached, with every flag as it was found.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class Host:
         self.deltas: list[Delta] = []
         self.chains: list[Chain] = []
         self.merged: list[Delta] = []
-        self.originals: dict[str, Tensor] = {}  # frozen values of parameters that hold a merged delta
+        self.originals: dict[
+            str, Tensor
+        ] = {}  # frozen values of parameters that hold a merged delta
         self.depth = 0
         self.flags = {name: p.requires_grad for name, p in model.named_parameters()}
         for parameter in model.parameters():

@@ -1,4 +1,5 @@
-"""The one bank whose rows are the backbone's own tensors: for the `full` control, and for nothing else.
+"""The one bank whose rows are the backbone's own tensors: for the `full` control, and for nothing
+else.
 
 A snapshot of the backbone is kept beside it, so that detaching leaves every byte as it was found.
 """

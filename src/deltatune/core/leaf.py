@@ -1,8 +1,9 @@
 """Leaves: the named tensors of a delta, described before they exist.
 
-A method says which leaves a site needs; the kernel decides where they live. A description is enough to
-count, to plan and to build on the `meta` device; drawing is keyed by (seed, name), in fp32 on the CPU, so
-that a leaf does not depend on the order of modules, on the device or on what else is drawn.
+A method says which leaves a site needs; the kernel decides where they live. A description is enough
+to count, to plan and to build on the `meta` device; drawing is keyed by (seed, name), in fp32 on
+the CPU, so that a leaf does not depend on the order of modules, on the device or on what else is
+drawn.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ class Leaf:
     Attributes:
         shape: its shape, without the slot axis.
         fill: makes the initial value from (shape, generator).
-        tie: leaves of one method with equal names and equal `tie` are one tensor, whatever their sites.
-        trained: whether the optimiser sees it; it is fp32 then. Untrained leaves are stored all the same.
+        tie: leaves of one method with equal names and equal `tie` are one tensor, whatever their
+            sites.
+        trained: whether the optimiser sees it; it is fp32 then. Untrained leaves are stored all the
+            same.
         dtype: of an untrained leaf; indices are int64.
     """
 
@@ -113,5 +116,7 @@ def draw(leaf: Leaf, seed: int, name: str) -> Tensor:
     """The initial value of the leaf called `name`, on the CPU."""
     value = leaf.fill(leaf.shape, generator("leaf", seed, name))
     if tuple(value.shape) != leaf.shape:
-        raise ValueError(f"The leaf {name} was announced as {leaf.shape}, drawn as {tuple(value.shape)}.")
+        raise ValueError(
+            f"The leaf {name} was announced as {leaf.shape}, drawn as {tuple(value.shape)}."
+        )
     return value.detach().to("cpu", leaf.dtype)

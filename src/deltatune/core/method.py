@@ -1,7 +1,7 @@
 """Methods: the mathematics of a delta, as frozen values.
 
-A method defines `init` and exactly one face. From these alone the kernel derives its counts, its artefact,
-its merge, its routing and its training. A method names no model, device, dtype or file.
+A method defines `init` and exactly one face. From these alone the kernel derives its counts, its
+artefact, its merge, its routing and its training. A method names no model, device, dtype or file.
 
 | face | gets | gives |
 |---|---|---|
@@ -11,9 +11,9 @@ its merge, its routing and its training. A method names no model, device, dtype 
 | `embed` | leaves | virtual tokens [tokens, width] that go in front of the embedded text |
 | `select` | a site | the parameters to tune, each with the form of its leaf |
 
-`fast` may stand beside `weight`: a cheaper road to the same result. It sees a slot axis or none: leaves are
-[..., rows, columns] and x is [..., tokens, features]; write products with `.mT` and give a vector leaf a
-token axis with `.unsqueeze(-2)`. The conformance suite holds it to the weight face.
+`fast` may stand beside `weight`: a cheaper road to the same result. It sees a slot axis or none:
+leaves are [..., rows, columns] and x is [..., tokens, features]; write products with `.mT` and give
+a vector leaf a token axis with `.unsqueeze(-2)`. The conformance suite holds it to the weight face.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Method(abc.ABC):
 
     Attributes:
         at: the target that names its sites; None means `default_at`.
-        dropout: rate of dropout on the input that `fast` reads, in training mode; the kernel draws it.
+        dropout: rate of dropout on the input that `fast` reads, in training mode; the kernel draws
+            it.
     """
 
     at: str | None = None
@@ -64,13 +65,17 @@ class Method(abc.ABC):
     learning_rate: ClassVar[float]  #: a rate that trains it well with AdamW, to start a search from
     identity: ClassVar[bool] = True  #: whether a fresh delta leaves the model's function unchanged
     in_place: ClassVar[bool] = False  #: trains the backbone's own tensors; only a control may
-    slot_fields: ClassVar[tuple[str, ...]] = ()  #: fields that may differ between the slots of a bank
+    slot_fields: ClassVar[
+        tuple[str, ...]
+    ] = ()  #: fields that may differ between the slots of a bank
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own = [face for face in FACES if getattr(cls, face) is not getattr(Method, face)]
         if len(own) != 1:
-            raise TypeError(f"{cls.__name__} must define exactly one of {', '.join(FACES)}; it has {own}.")
+            raise TypeError(
+                f"{cls.__name__} must define exactly one of {', '.join(FACES)}; it has {own}."
+            )
         cls.face = own[0]
 
     def __post_init__(self) -> None:
@@ -174,11 +179,13 @@ def _hints(method: type[Method]) -> dict[str, tuple[type, ...]]:
     }
 
 
-METHODS: Registry[type[Method]] = Registry("method")
+METHODS: Registry[type[Method]] = Registry("method", source="deltatune.methods")
 
 
 def register(name: str) -> Any:
-    """Registers a method under its snake_case name, as the grammar, the artefact and the shell use it."""
+    """Registers a method under its snake_case name, as the grammar, the artefact and the shell use
+    it.
+    """
 
     def add(method: type[Method]) -> type[Method]:
         if not dataclasses.is_dataclass(method):

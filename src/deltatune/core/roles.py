@@ -1,7 +1,8 @@
 """Roles: what the modules of a model are, from one table per family, else inferred from structure.
 
-A table maps paths to roles. In a path, `{stack}` is encoder or decoder, `{block}` a number, `*` one part of
-a name; `{a,b}` in path and role runs over both in step. Families are registered by `backbones`.
+A table maps paths to roles. In a path, `{stack}` is encoder or decoder, `{block}` a number, `*` one
+part of a name; `{a,b}` in path and role runs over both in step. Families are registered by
+`backbones`.
 
     "{stack}.block.{block}.layer.*.SelfAttention.{q,k,v,o}": "self_attention.{q,k,v,output}"
 
@@ -38,7 +39,7 @@ class Family:
     roles: Mapping[str, str]
 
 
-FAMILIES: Registry[Family] = Registry("family")
+FAMILIES: Registry[Family] = Registry("family", source="deltatune.backbones")
 
 # What the parts of a block are called where no table speaks: last part of the module's name to role.
 _NAMES: tuple[tuple[str, str], ...] = (
@@ -99,7 +100,9 @@ def _rules(path: str, role: str) -> Iterator[tuple[re.Pattern[str], str]]:
         lists.append(in_role.group(1).split(","))
     for values in zip(*lists, strict=True):
         one_path = path[: choices.start()] + values[0] + path[choices.end() :]
-        one_role = role if in_role is None else role[: in_role.start()] + values[1] + role[in_role.end() :]
+        one_role = (
+            role if in_role is None else role[: in_role.start()] + values[1] + role[in_role.end() :]
+        )
         yield from _rules(one_path, one_role)
 
 
@@ -161,7 +164,9 @@ def _inside(rest: str, module: nn.Module) -> str:
     if not storage_of(module).linear:
         return "norm" if _NORM.search(rest) or "norm" in type(module).__name__.lower() else "other"
     last, attention = rest.rsplit(".", 1)[-1], _ATTENTION.search(rest)
-    names: Sequence[str] = ("q", "k", "v", "q+k+v", "output") if attention else ("gate", "up", "down")
+    names: Sequence[str] = (
+        ("q", "k", "v", "q+k+v", "output") if attention else ("gate", "up", "down")
+    )
     known = next((r for p, r in _NAMES if r in names and re.fullmatch(p, last)), None)
     if attention:
         sublayer = "cross_attention" if _CROSS.search(rest) else "self_attention"

@@ -1,7 +1,8 @@
 """Rows: which slot each row of a batch uses, and how a face is applied to them.
 
-One slot for all: a plain call. Equal groups in order: `vmap` over the slots. Anything else: `vmap` over the
-rows that have a delta, with gathered leaves. `fast` is never wrapped in `vmap`: it takes a slot axis itself.
+One slot for all: a plain call. Equal groups in order: `vmap` over the slots. Anything else: `vmap`
+over the rows that have a delta, with gathered leaves. `fast` is never wrapped in `vmap`: it takes a
+slot axis itself.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def _repeated(slots: tuple[int | None, ...], factor: int) -> Rows:
 
 
 def fit(rows: Rows, size: int) -> Rows:
-    """The rows for a tensor whose first axis has `size` entries: beams and flattened tokens repeat them."""
+    """The rows for a tensor whose first axis has `size` entries: beams and flattened tokens repeat
+    them.
+    """
     if size == len(rows.slots):
         return rows
     if size % len(rows.slots):
@@ -92,8 +95,9 @@ def spread(
     if rows.equal is not None:
         order = rows.equal
         held = {name: _select(leaf, order) for name, leaf in leaves.items()}
-        parts = (len(order), -1)
-        return apply(x.unflatten(0, parts), y.unflatten(0, parts), held).flatten(0, 1)
+        groups, size = len(order), len(rows.slots) // len(order)
+        parts = (x.reshape(groups, size, *x.shape[1:]), y.reshape(groups, size, *y.shape[1:]))
+        return apply(*parts, held).flatten(0, 1)
     with_delta = [row for row, slot in enumerate(rows.slots) if slot is not None]
     slots = [slot for slot in rows.slots if slot is not None]
     held = {name: _select(leaf, slots) for name, leaf in leaves.items()}

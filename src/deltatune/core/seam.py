@@ -1,7 +1,8 @@
 """Seams: where a face needs more than a module's forward, its owner registers here.
 
-`attend` and `embed` lengthen sequences; masks, positions and caches then have one owner, which lives in
-`backbones`, where attention and token stacks are known. The kernel asks it for sites and hands it links.
+`attend` and `embed` lengthen sequences; masks, positions and caches then have one owner, which
+lives in `backbones`, where attention and token stacks are known. The kernel asks it for sites and
+hands it links.
 """
 
 from __future__ import annotations
@@ -38,4 +39,4 @@ class Seam(abc.ABC):
         """Undoes `install`, bit for bit."""
 
 
-SEAMS: Registry[Seam] = Registry("face with a seam")
+SEAMS: Registry[Seam] = Registry("face with a seam", source="deltatune.backbones")

@@ -1,7 +1,8 @@
 """Forms of a selected parameter: how `select` tunes Θ without touching it.
 
-Each form is a leaf (or two) and a fold on one named parameter of a module. Whatever the form, composition
-reads it as a difference added to what stands there already, so that two deltas on one parameter add up.
+Each form is a leaf (or two) and a fold on one named parameter of a module. Whatever the form,
+composition reads it as a difference added to what stands there already, so that two deltas on one
+parameter add up.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class Difference(Form):
 
 @dataclass(frozen=True)
 class Values(Form):
-    """W' = v, v a copy of W at the start; kept as values so that what is loaded is exactly what was saved."""
+    """W' = v, v a copy of W at the start; kept as values so that what is loaded is exactly what was
+    saved.
+    """
 
     def leaves(self, site: Site, parameter: str) -> Mapping[str, Leaf]:
         return {parameter: given(_shape(site, parameter), _Copy(site, parameter))}
@@ -72,7 +75,8 @@ class Sparse(Form):
 
     Attributes:
         count: how many entries.
-        indices: makes their int64 indices, [count], from (shape, generator). They are stored, not trained.
+        indices: makes their int64 indices, [count], from (shape, generator). They are stored, not
+            trained.
     """
 
     count: int

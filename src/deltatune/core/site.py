@@ -1,8 +1,9 @@
 """Sites: the named places of a backbone where a delta acts.
 
-A `Place` says what a module is (which stack, block, sublayer and part); tables of `backbones` and inference
-give it. A `Site` is a place resolved for one face: the module whose call is changed, the module whose input
-is read, the slice of a fused projection, and the widths that a method needs to size its leaves.
+A `Place` says what a module is (which stack, block, sublayer and part); tables of `backbones` and
+inference give it. A `Site` is a place resolved for one face: the module whose call is changed, the
+module whose input is read, the slice of a fused projection, and the widths that a method needs to
+size its leaves.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Site:
         path: its path in the model.
         inputs, outputs: widths of what the site reads and writes, in features.
         place: what the module is, None where nothing is known about it.
-        entry: the module whose input the site reads, where that is not `module` (a span), with its path.
+        entry: the module whose input the site reads, where that is not `module` (a span), with its
+            path.
         rows: (start, stop) of the output features of a fused projection, None for all.
         key_width, value_width: features of keys and values, at attention sites; else 0.
     """
@@ -88,7 +90,9 @@ class Site:
         return self.module._parameters
 
     def weight(self) -> Tensor:
-        """The frozen weight, (outputs, inputs), whatever the module stores; the slice of a fused one."""
+        """The frozen weight, (outputs, inputs), whatever the module stores; the slice of a fused
+        one.
+        """
         weight = self.module._parameters["weight"]
         assert weight is not None
         whole = storage_of(self.module).view(weight)

@@ -1,7 +1,8 @@
 """Storages: how a module keeps its weight, and how to compute with another one in its place.
 
-Most modules are computed with the folded weight directly, which is safe across threads. A module that no
-storage knows is called with the folded parameter shadowing its own for the time of the call.
+Most modules are computed with the folded weight directly, which is safe across threads. A module
+that no storage knows is called with the folded parameter shadowing its own for the time of the
+call.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ class _LayerNorm(Storage):
 
 
 class _Other(Storage):
-    """Any module that owns parameters; the widths are those of its weight, or of its first parameter."""
+    """Any module that owns parameters; the widths are those of its weight, or of its first
+    parameter.
+    """
 
     def holds(self, module: nn.Module) -> bool:
         del module

@@ -12,8 +12,8 @@ A target is a union of terms, `|` between them. A term is one of
 | `re:.*(q|v)_proj` | a regular expression on the whole name |
 | `type:LlamaMLP` | the class of a module |
 
-In Python a compiled pattern, a class or a predicate `(name, module) -> bool` can stand for a term through
-`dt.target(...)`. A target that matches nothing is an error that names what is near.
+In Python a compiled pattern, a class or a predicate `(name, module) -> bool` can stand for a term
+through `dt.target(...)`. A target that matches nothing is an error that names what is near.
 """
 
 from __future__ import annotations
@@ -35,7 +35,20 @@ __all__ = ["ROLE_WORDS", "Role", "find_places", "find_sites", "named", "site_at"
 
 _STACKS = ("encoder", "decoder")
 _SUBLAYERS = ("attention", *ATTENTIONS, "ffn")
-_PARTS = ("q", "k", "v", "output", "up", "gate", "down", "norm", "embedding", "head", "pooler", "linear")
+_PARTS = (
+    "q",
+    "k",
+    "v",
+    "output",
+    "up",
+    "gate",
+    "down",
+    "norm",
+    "embedding",
+    "head",
+    "pooler",
+    "linear",
+)
 ROLE_WORDS = (*_STACKS, "block", *_SUBLAYERS, *_PARTS)
 _BLOCK = re.compile(r"block(\[(?P<index>-?\d*(:-?\d*){0,2})\])?")
 
@@ -116,7 +129,9 @@ def find_sites(model: nn.Module, target: str, face: Face) -> tuple[Site, ...]:
     found: dict[str, Site] = {}
     for term in terms(target):
         role = Role.parse(term)
-        sites = list(_by_name(model, term, known) if role is None else _by_role(model, role, known, face))
+        sites = list(
+            _by_name(model, term, known) if role is None else _by_role(model, role, known, face)
+        )
         if not sites:
             raise _nothing(model, term, known)
         for site in sites:
@@ -194,7 +209,9 @@ def _spans(model: nn.Module, matched: Sequence[Place]) -> Iterator[Site]:
 def _whole_blocks(model: nn.Module, matched: Sequence[Place]) -> Iterator[Site]:
     known = {place.module: place for place in matched if place.share is None}
     prefixes = dict.fromkeys(
-        (place.stack, place.block, _block_path(place)) for place in matched if place.block is not None
+        (place.stack, place.block, _block_path(place))
+        for place in matched
+        if place.block is not None
     )
     for stack, block, prefix in prefixes:
         for name, module in model.get_submodule(prefix).named_modules(prefix=prefix):
@@ -236,7 +253,11 @@ def _by_name(model: nn.Module, term: str, known: Sequence[Place]) -> Iterator[Si
 
 def _nothing(model: nn.Module, term: str, known: Sequence[Place]) -> TargetError:
     roles = {".".join(t for t in (p.sublayer, p.part) if t) for p in known}
-    lasts = {name.rsplit(".", 1)[-1] for name, m in model.named_modules() if name and not list(m.children())}
+    lasts = {
+        name.rsplit(".", 1)[-1]
+        for name, m in model.named_modules()
+        if name and not list(m.children())
+    }
     close = nearest(term, roles | lasts | set(ROLE_WORDS))
     hint = f"Nearest here: {', '.join(close)}. " if close else ""
     return TargetError(

@@ -1,8 +1,9 @@
 """Adapter, Houlsby placement: y' = y + U σ(D y + c) + e after every sublayer, before its residual.
 
-Houlsby et al. 2019, arXiv:1902.00751. The sublayers are attention (self and cross) and feed-forward; y is
-the output of their last projection. U starts at zero, so that the start is exactly the identity; the
-authors draw it with standard deviation 1e-3 (`up_std`). They also train the norms: add `bitfit(at='norm')`.
+Houlsby et al. 2019, arXiv:1902.00751. The sublayers are attention (self and cross) and
+feed-forward; y is the output of their last projection. U starts at zero, so that the start is
+exactly the identity; the authors draw it with standard deviation 1e-3 (`up_std`). They also train
+the norms: add `bitfit(at='norm')`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """BitFit: b' = b + d for every bias, everything else frozen.
 
-Ben-Zaken et al. 2021, arXiv:2106.10199. Where a linear layer or a norm has no bias (T5, Llama) one is
-created as zero, so that the start is the identity (OpenDelta draws it at random). The bias of keys has a
-zero gradient in plain softmax attention: it shifts all scores of a query alike.
+Ben-Zaken et al. 2021, arXiv:2106.10199. Where a linear layer or a norm has no bias (T5, Llama) one
+is created as zero, so that the start is the identity (OpenDelta draws it at random). The bias of
+keys has a zero gradient in plain softmax attention: it shifts all scores of a query alike.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Full fine-tuning: every parameter of the backbone, in place. The control, not a delta.
 
-It stands alone on a model. A copy of the backbone as it was is kept, so that detaching restores every byte;
-count that copy in when memory matters.
+It stands alone on a model. A copy of the backbone as it was is kept, so that detaching restores
+every byte; count that copy in when memory matters.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A task head: the classifier's W' and b', drawn afresh, trained and saved with the delta.
 
-A backbone's classifier is as wide as the widest label set it must serve; a head for fewer labels masks the
-rest, so that heads of different tasks stand in one bank and one batch.
+A backbone's classifier is as wide as the widest label set it must serve; a head for fewer labels
+masks the rest, so that heads of different tasks stand in one bank and one batch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Last-layer tuning: W' = v for every parameter of the last block, v starting at W.
 
-Lee et al. 2019, arXiv:1911.03090; in Ding et al. 2023 the last encoder block of an encoder-decoder. The
-blocks below keep no activations. Other blocks are named by `at`, for example `at='block[-3:]'`.
+Lee et al. 2019, arXiv:1911.03090; in Ding et al. 2023 the last encoder block of an encoder-decoder.
+The blocks below keep no activations. Other blocks are named by `at`, for example `at='block[-3:]'`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """LoRA: W' = W + (alpha / rank) B A.
 
-Hu et al. 2021, arXiv:2106.09685. A starts Kaiming-uniform as in the authors' code, B at zero, so that the
-model's function is unchanged at the start. Dropout falls on the input of A. On a fused projection each of
-queries, keys and values has factors of its own.
+Hu et al. 2021, arXiv:2106.09685. A starts Kaiming-uniform as in the authors' code, B at zero, so
+that the model's function is unchanged at the start. Dropout falls on the input of A. On a fused
+projection each of queries, keys and values has factors of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Parallel adapter: y' = y + s (U σ(D x + c) + e), from the input of a sublayer to its output.
 
-He et al. 2022, arXiv:2110.04366 (scaled parallel adapter, there with m = 512 and s = 4). In pre-norm models
-x is what the sublayer sees, behind the norm.
+He et al. 2022, arXiv:2110.04366 (scaled parallel adapter, there with m = 512 and s = 4). In
+pre-norm models x is what the sublayer sees, behind the norm.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Adapter, Pfeiffer placement: y' = y + U σ(D y + c) + e after the feed-forward only.
 
-Pfeiffer et al. 2020, arXiv:2005.00247: one bottleneck per block, half the cost of Houlsby's two. In pre-norm
-models this is their equation. In post-norm models (BERT) theirs reads LN(h + y) and runs the block's norm
-twice; here the bottleneck reads y itself, as OpenDelta's does.
+Pfeiffer et al. 2020, arXiv:2005.00247: one bottleneck per block, half the cost of Houlsby's two. In
+pre-norm models this is their equation. In post-norm models (BERT) theirs reads LN(h + y) and runs
+the block's norm twice; here the bottleneck reads y itself, as OpenDelta's does.
 """
 
 from __future__ import annotations

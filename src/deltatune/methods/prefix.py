@@ -1,9 +1,9 @@
 """Prefix tuning: K' = [P_K; K], V' = [P_V; V] in every attention.
 
-Li and Liang 2021, arXiv:2101.00190. With `reparameterise`, all prefixes of a stack come from one embedding
-through tanh(P W1ᵀ + b1) W2ᵀ + b2 while training, and only the prefixes are stored. Under grouped-query
-attention the widths are those of keys and values. Rotary keys of a prefix are not rotated. It has no
-identity: the text attends to it from the first step.
+Li and Liang 2021, arXiv:2101.00190. With `reparameterise`, all prefixes of a stack come from one
+embedding through tanh(P W1ᵀ + b1) W2ᵀ + b2 while training, and only the prefixes are stored. Under
+grouped-query attention the widths are those of keys and values. Rotary keys of a prefix are not
+rotated. It has no identity: the text attends to it from the first step.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Prefix(Method):
             "W1": uniform(middle, width, bound=width**-0.5).tied(site.stack),
             "W2": uniform(k + v, middle, bound=middle**-0.5),
         }
-        return leaves | ({"b1": zeros(middle).tied(site.stack), "b2": zeros(k + v)} if self.bias else {})
+        return leaves | (
+            {"b1": zeros(middle).tied(site.stack), "b2": zeros(k + v)} if self.bias else {}
+        )
 
     def attend(self, p: Leaves) -> tuple[Tensor, Tensor]:
         if not self.reparameterise:

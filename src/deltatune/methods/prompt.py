@@ -1,8 +1,8 @@
 """Prompt tuning: [P; E(x)], virtual tokens in front of the embedded text.
 
-Lester et al. 2021, arXiv:2104.08691. P starts as the embeddings of tokens drawn from the vocabulary; drawn
-from U(-0.5, 0.5) with `start='uniform'`. In an encoder-decoder it goes to the encoder. It has no identity:
-the text attends to it from the first step.
+Lester et al. 2021, arXiv:2104.08691. P starts as the embeddings of tokens drawn from the
+vocabulary; drawn from U(-0.5, 0.5) with `start='uniform'`. In an encoder-decoder it goes to the
+encoder. It has no identity: the text attends to it from the first step.
 """
 
 from __future__ import annotations

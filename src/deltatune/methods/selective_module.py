@@ -1,8 +1,9 @@
-"""Selective-module tuning: W' = v for modules drawn at random until a budget is spent, v starting at W.
+"""Selective-module tuning: W' = v for modules drawn at random until a budget is spent, v starting
+at W.
 
-Ding et al. 2023: matrices of attention and feed-forward and norms, of all blocks, without replacement. The
-draw depends on the seed and on the names of the modules alone, not on their order. The budget is passed by
-at most one module.
+Ding et al. 2023: matrices of attention and feed-forward and norms, of all blocks, without
+replacement. The draw depends on the seed and on the names of the modules alone, not on their order.
+The budget is passed by at most one module.
 """
 
 from __future__ import annotations
@@ -39,12 +40,18 @@ class SelectiveModule(Method):
 
     def check(self) -> None:
         if not 0 < self.budget <= 1:
-            raise ConfigurationError(f"selective_module: budget must lie in (0, 1]; it is {self.budget}.")
+            raise ConfigurationError(
+                f"selective_module: budget must lie in (0, 1]; it is {self.budget}."
+            )
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
         named = sorted(sites, key=lambda site: site.name)
-        sizes = [sum(p.numel() for p in site.parameters.values() if p is not None) for site in named]
-        order = torch.randperm(len(named), generator=generator("selective_module", self.seed)).tolist()
+        sizes = [
+            sum(p.numel() for p in site.parameters.values() if p is not None) for site in named
+        ]
+        order = torch.randperm(
+            len(named), generator=generator("selective_module", self.seed)
+        ).tolist()
         chosen, spent = set[int](), 0
         for index in order:
             if spent >= self.budget * sum(sizes):

@@ -34,7 +34,8 @@ def bottleneck_leaves(
 ) -> dict[str, Leaf]:
     """D [middle, inputs], U [outputs, middle] and, with `bias`, c [middle] and e [outputs].
 
-    D keeps the variance of its input. U is zero at `up_std` 0, so that the bottleneck starts as nothing.
+    D keeps the variance of its input. U is zero at `up_std` 0, so that the bottleneck starts as
+    nothing.
     """
     weights = {
         "D": normal(middle, inputs, std=inputs**-0.5),

@@ -1,0 +1,269 @@
+"""The artefact: a folder with `delta.json` and `delta.safetensors`, written at once and read
+strictly.
+
+It holds the stored leaves only, and the head if one was trained. It names its backbone; loading on
+another one is refused in one sentence. A composition is one artefact. Nothing is pickled, and every
+size is checked against what the method announces before a tensor is allocated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deltatune.core.delta import Delta, attach, layout
+from deltatune.core.errors import ArtefactError, BackboneMismatchError
+from deltatune.core.fingerprint import Fingerprint, fingerprint
+from deltatune.core.grammar import Expression, parse
+from deltatune.core.host import host_of
+from deltatune.core.in_place import InPlaceBank
+
+__all__ = ["Artefact", "backbone_of", "load", "read", "save", "stored_tensors"]
+
+_JSON, _TENSORS = "delta.json", "delta.safetensors"
+
+
+class TensorEntry(BaseModel):
+    """One stored tensor."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Artefact(BaseModel):
+    """The content of `delta.json`.
+
+    Attributes:
+        format, version: what the file is.
+        method: the expression, in the grammar of methods.
+        backbone: what it was made for.
+        tensors: what `delta.safetensors` holds.
+        size, sha256: of `delta.safetensors`.
+        facts: what its maker measured and wants to keep beside it (task, labels, scores).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["deltatune"] = "deltatune"
+    version: Literal[1] = 1
+    method: str
+    backbone: Fingerprint
+    tensors: dict[str, TensorEntry]
+    size: int
+    sha256: str
+    facts: dict[str, Any] = {}
+
+
+def backbone_of(delta: Delta) -> Fingerprint:
+    """The fingerprint of the backbone of a delta, as it was before any delta."""
+    originals: Mapping[str, Tensor] = delta.host.originals
+    if isinstance(delta.bank, InPlaceBank):
+        names = [name.partition("/")[2] for name in delta.bank.names]
+        originals = dict(zip(names, delta.bank.before, strict=True))
+        tied = {id(p): name for name, p in delta.model.named_parameters()}
+        for name, value in delta.model.state_dict(keep_vars=True).items():
+            if id(value) in tied:
+                originals[name] = originals[tied[id(value)]]
+    heads = [
+        site.path for part in delta.parts if part.method.category == "head" for site in part.sites
+    ]
+    return fingerprint(delta.model, originals=originals, excluded=heads)
+
+
+def stored_tensors(delta: Delta, slot: int = 0) -> dict[str, Tensor]:
+    """What an artefact holds of one slot: the leaves of `method.stored()`, by full name."""
+    held = delta.bank.read(slot)
+    if isinstance(delta.bank, InPlaceBank):
+        return {name: value.detach() for name, value in held.items()}
+    stored: dict[str, Tensor] = {}
+    for part in delta.parts:
+        for site, names in zip(part.sites, part.names, strict=True):
+            own = part.method.collapse(site, {leaf: held[full] for leaf, full in names.items()})
+            for leaf, value in own.items():
+                stored[names.get(leaf, f"{part.key}/{site.name}/{leaf}")] = value.detach()
+    return stored
+
+
+def save(
+    delta: Delta, folder: str | Path, *, slot: int = 0, facts: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:  # fmt: skip
+    """Writes one slot of a delta as an artefact; nothing is visible under `folder` before all of it
+    is.
+
+    Raises ArtefactError if the folder exists already and `overwrite` is False, or cannot be
+    written.
+    """
+    target = Path(folder)
+    if target.exists() and not overwrite:
+        raise ArtefactError(f"{target} exists. Choose another folder, or pass overwrite=True.")
+    expression = Expression(tuple(method.stored() for method in delta.expressions[slot]))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise ArtefactError(f"Cannot write to {target.parent}: {error.strerror}.") from error
+    try:
+        tensors = {
+            name: value.cpu().contiguous().clone()
+            for name, value in stored_tensors(delta, slot).items()
+        }
+        save_file(tensors, part / _TENSORS)
+        content = Artefact(
+            method=str(expression),
+            backbone=backbone_of(delta),
+            tensors={
+                n: TensorEntry(shape=tuple(t.shape), dtype=_name(t.dtype))
+                for n, t in tensors.items()
+            },
+            size=(part / _TENSORS).stat().st_size,
+            sha256=_sha256(part / _TENSORS),
+            facts=dict(facts or {}),
+        )
+        (part / _JSON).write_text(content.model_dump_json(indent=1) + "\n")
+        _publish(part, target)
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"Cannot write the delta to {target}: {error}.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def read(folder: str | Path) -> Artefact:
+    """The content of an artefact's `delta.json`, with the tensor file's size and digest verified.
+
+    Raises ArtefactError if a file is missing, truncated, malformed or of another version.
+    """
+    path = Path(folder)
+    try:
+        content = json.loads((path / _JSON).read_text())
+        size = (path / _TENSORS).stat().st_size
+    except FileNotFoundError as error:
+        raise ArtefactError(
+            f"{path} is no delta: {Path(error.filename).name} is missing."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{path / _JSON} cannot be read: {error}.") from None
+    if isinstance(content, dict) and content.get("version", 1) != 1:
+        raise ArtefactError(
+            f"{path} is written in version {content['version']} of the format; this library reads version 1. "
+            "Upgrade deltatune."
+        )
+    try:
+        artefact = Artefact.model_validate(content)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ArtefactError(f"{path / _JSON}: {where}: {first['msg']}.") from None
+    if size != artefact.size:
+        raise ArtefactError(
+            f"{path / _TENSORS} has {size:,} bytes, not {artefact.size:,}: it is truncated or was replaced. "
+            "Fetch it again."
+        )
+    if _sha256(path / _TENSORS) != artefact.sha256:
+        raise ArtefactError(
+            f"{path / _TENSORS} does not have the digest that delta.json names. Fetch it again."
+        )
+    return artefact
+
+
+def load(model: nn.Module, folder: str | Path, *, seed: int = 0) -> Delta:
+    """Attaches the delta in `folder` to a model.
+
+    Raises:
+        BackboneMismatchError: it was made for another backbone.
+        ArtefactError: its files are damaged, or do not hold what its method needs.
+    """
+    artefact = read(folder)
+    found = fingerprint(model, originals=_originals(model), excluded=artefact.backbone.excluded)
+    difference = artefact.backbone.difference(found)
+    if difference is not None:
+        raise BackboneMismatchError(
+            f"The delta in {folder} was made for {artefact.backbone.name or artefact.backbone.kind}; "
+            f"this model is {difference}. Load that backbone, or train the delta anew on this one."
+        )
+    expression = parse(artefact.method)
+    tensors = _tensors(model, Path(folder), artefact, expression)
+    delta = attach(model, expression, seed=seed)
+    delta.bank.write(0, tensors)
+    return delta
+
+
+def _originals(model: nn.Module) -> Mapping[str, Tensor]:
+    host = host_of(model)
+    return {} if host is None else host.originals
+
+
+def _tensors(
+    model: nn.Module, folder: Path, artefact: Artefact, expression: Expression
+) -> dict[str, Tensor]:
+    """The tensors, read only after their names and shapes are those that the method announces."""
+    expected = {
+        name: leaf.shape for part in layout(model, expression) for name, leaf in part.leaves.items()
+    }
+    listed = {name: entry.shape for name, entry in artefact.tensors.items()}
+    if listed != expected:
+        wrong = sorted(n for n in {*expected, *listed} if expected.get(n) != listed.get(n))
+        name = wrong[0]
+        raise ArtefactError(
+            f"{folder}: {artefact.method} needs {name} of shape {expected.get(name, 'none')}, the file lists "
+            f"{listed.get(name, 'none')} ({len(wrong)} such)."
+        )
+    try:
+        with safe_open(folder / _TENSORS, "pt") as file:
+            names = file.keys()
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            if shapes != expected:
+                raise ArtefactError(
+                    f"{folder / _TENSORS} does not hold the tensors that delta.json lists."
+                )
+            return {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ArtefactError(f"{folder / _TENSORS} cannot be read: {error}.") from None
+
+
+def _publish(part: Path, target: Path) -> None:
+    """Renames the finished folder to its place; a former one disappears only after that succeeded."""
+    for file in part.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    part.chmod(0o755)
+    if not target.exists():
+        part.rename(target)
+        return
+    former = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent)) / "former"
+    target.rename(former)
+    try:
+        part.rename(target)
+    except OSError:
+        former.rename(target)
+        raise
+    finally:
+        shutil.rmtree(former.parent, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,88 @@
+"""A run: a model and the delta that is trained on it, as one module.
+
+The parameters of a delta are no parameters of the model. Whatever wants a module that holds what it
+trains (a loop, DDP, a trainer) takes a `Run`, whose forward is the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from deltatune.core.delta import Delta
+from deltatune.core.errors import StateError
+
+__all__ = ["Run"]
+
+
+class Run(nn.Module):
+    """A model with the delta that is trained.
+
+    Args:
+        delta: attached to its model.
+        base_dropout: whether the frozen backbone's own dropout is on while training.
+    """
+
+    def __init__(self, delta: Delta, *, base_dropout: bool = False) -> None:
+        super().__init__()
+        self.model = delta.model
+        self.delta = delta
+        self.base_dropout = base_dropout
+        self.checked = False
+
+    def forward(self, **batch: Any) -> Any:
+        """The model's output. Raises StateError if a site of the delta was not called by the first
+        batch.
+        """
+        output = self.model(**batch)
+        if not self.checked:
+            dead = self.delta.dead_sites()
+            if dead:
+                raise StateError(
+                    f"{len(dead)} sites of {self.delta.name} are never called by this model, {dead[0]} first: they "
+                    "would train nothing. Choose a target whose modules take part in the forward pass."
+                )
+            self.checked = True
+        return output
+
+    def train(self, mode: bool = True) -> Run:
+        """Training mode for the delta; for the backbone only if its dropout is wanted."""
+        self.training = mode
+        self.delta.train(mode)
+        self.model.train(mode and self.base_dropout)
+        return self
+
+    def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimiser groups, one for each slot."""
+        if not self.delta.attached:
+            raise StateError(f"{self.delta.name} is not attached: there is nothing to train.")
+        slots = self.delta.bank.slots
+        in_place = self.delta.bank.count == 1 and len(slots) > 1
+        groups = [list(slots)] if in_place else [[row] for row in slots]
+        return [
+            {"params": group, "lr": learning_rate, "weight_decay": weight_decay} for group in groups
+        ]
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Every leaf of every slot, for a checkpoint."""
+        return {
+            f"{slot}/{name}": value.detach().clone()
+            for slot in range(self.delta.slots)
+            for name, value in self.delta.bank.read(slot).items()
+        }
+
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what `trainable_state` gave."""
+        for slot in range(self.delta.slots):
+            mine = f"{slot}/"
+            values = {
+                name.removeprefix(mine): v for name, v in state.items() if name.startswith(mine)
+            }
+            self.delta.bank.write(slot, values)
+
+    def set_step(self, step: int) -> None:
+        """Says which step comes next: dropout is keyed by it."""
+        self.delta.keyed = True
+        self.delta.step = step

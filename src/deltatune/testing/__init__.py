@@ -1,0 +1,1 @@
+"""Conformance suites, for us and for whoever writes a method: `deltatune.testing.methods.laws()`."""

@@ -1,0 +1,157 @@
+"""Tiny random models of the families that the kernel is held to, with a batch for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+__all__ = ["FAMILIES", "Family"]
+
+_VOCABULARY, _PAD, _END = 97, 0, 1
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family in miniature.
+
+    Attributes:
+        name: of the family.
+        build: makes a random model; the same one every time, in eval mode.
+        generates: whether the model generates.
+        decoder_only: whether its batches may be padded on the left.
+    """
+
+    name: str
+    build: Callable[[], PreTrainedModel]
+    generates: bool = True
+    decoder_only: bool = False
+
+    def batch(self, rows: int = 4, seed: int = 0, left: bool = False) -> dict[str, Tensor]:
+        """Token ids [rows, 7], rows 1, 3, ... padded by two, with decoder ids where there is a decoder."""
+        random = torch.Generator().manual_seed(seed)
+        ids = torch.randint(2, _VOCABULARY, (rows, 7), generator=random)
+        mask = torch.ones_like(ids)
+        mask[1::2, :2 if left else None] = 0 if left else 1
+        if not left:
+            mask[1::2, 5:] = 0
+        ids = ids.masked_fill(mask == 0, _PAD)
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if not self.decoder_only and self.generates:
+            batch["decoder_input_ids"] = torch.randint(2, _VOCABULARY, (rows, 4), generator=random)
+        return batch
+
+    def logits(self, model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+        """The logits of a batch, those of padded positions set to zero."""
+        logits: Tensor = model(**batch).logits
+        if self.decoder_only:
+            logits = logits * batch["attention_mask"][..., None]
+        return logits
+
+
+def _build(kind: type[PreTrainedModel], config: Any) -> Callable[[], PreTrainedModel]:
+    def build() -> PreTrainedModel:
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            model = kind(config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                # Random models start with equal norms and zero biases, which hides mistakes.
+                if parameter.dim() == 1:
+                    parameter.add_(0.1 * torch.sin(torch.arange(parameter.numel()) + len(name)))
+        return model.eval()
+
+    return build
+
+
+def _t5(feed_forward: str) -> T5Config:
+    return T5Config(
+        vocab_size=_VOCABULARY,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj=feed_forward,
+        decoder_start_token_id=_PAD,
+        pad_token_id=_PAD,
+        eos_token_id=_END,
+        dropout_rate=0.1,
+    )
+
+
+_SMALL = {"vocab_size": _VOCABULARY, "pad_token_id": _PAD}
+
+FAMILIES: Mapping[str, Family] = {
+    family.name: family
+    for family in (
+        Family("t5", _build(T5ForConditionalGeneration, _t5("relu"))),
+        Family("t5_gated", _build(T5ForConditionalGeneration, _t5("gated-gelu"))),
+        Family(
+            "bert",
+            _build(
+                BertForSequenceClassification,
+                BertConfig(
+                    **_SMALL,
+                    hidden_size=32,
+                    intermediate_size=48,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    max_position_embeddings=40,
+                    num_labels=3,
+                    initializer_range=0.2,
+                ),
+            ),
+            generates=False,
+        ),
+        Family(
+            "gpt2",
+            _build(
+                GPT2LMHeadModel,
+                GPT2Config(
+                    **_SMALL,
+                    n_embd=32,
+                    n_layer=2,
+                    n_head=4,
+                    n_positions=40,
+                    bos_token_id=_END,
+                    eos_token_id=_END,
+                    initializer_range=0.2,
+                ),
+            ),
+            decoder_only=True,
+        ),
+        Family(
+            "llama",
+            _build(
+                LlamaForCausalLM,
+                LlamaConfig(
+                    **_SMALL,
+                    hidden_size=32,
+                    intermediate_size=48,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    num_key_value_heads=2,
+                    bos_token_id=_END,
+                    eos_token_id=_END,
+                    initializer_range=0.2,
+                ),
+            ),
+            decoder_only=True,
+        ),
+    )
+}

@@ -1,0 +1,32 @@
+"""Every method on every family, by the one suite that the package ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deltatune.testing.families import FAMILIES
+from deltatune.testing.methods import Case, Law, laws
+
+METHODS = (
+    "lora(rank=3)",
+    "adapter(bottleneck=4)",
+    "pfeiffer(bottleneck=4, up_std=0.0)",
+    "parallel(bottleneck=4)",
+    "bitfit",
+    "last_layer",
+    "selective_module(budget=0.3)",
+    "prompt(length=3)",
+    "prefix(length=3)",
+    "prefix(length=3, reparameterise=True, middle=8)",
+    "full",
+    "lora(rank=2) + adapter(bottleneck=4) + bitfit + prefix(length=2) + prompt(length=2)",
+)
+
+
+@pytest.mark.parametrize("law", laws(), ids=lambda law: law.__name__.removeprefix("law_"))
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_law(method: str, family: str, law: Law, tmp_path: Path) -> None:
+    law(Case(method, family), tmp_path)
