@@ -48,7 +48,7 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
 
 
 class StandIn(nn.Module):
-    """`kill_at`: the forward pass at which the process kills itself. `width`: of the trained part."""
+    """Kills its own process before forward pass `kill_at`; `width` is that of the trained part."""
 
     def __init__(self, kill_at: int | None = None, width: int = 8, dropout: float = 0.1) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.training.standin import StandIn, accuracy, collate, events, make_rows, quick
 
 from deltatune.core.errors import (
     ArtefactError,
@@ -15,8 +16,6 @@ from deltatune.core.errors import (
     UnknownNameError,
 )
 from deltatune.training import Epochs, Seconds, Steps, Tokens, fit
-
-from .standin import StandIn, accuracy, collate, events, make_rows, quick
 
 ROWS = make_rows(22)
 
@@ -171,7 +170,7 @@ def test_the_first_score_decides_if_no_metric_is_named() -> None:
 
 
 def test_an_unknown_metric_is_refused_by_name() -> None:
-    with pytest.raises(UnknownNameError, match="'acuracy'.*'accuracy'"):
+    with pytest.raises(UnknownNameError, match=r"'acuracy'.*'accuracy'"):
         fit(
             StandIn(),
             ROWS,
@@ -210,7 +209,14 @@ def test_a_loss_that_is_not_finite_stops_with_an_explanation(tmp_path: Path) -> 
     run = StandIn()
     run.poisoned = 4
     with pytest.raises(TrainingError) as caught:
-        fit(run, ROWS, collate, settings=quick(schedule="constant"), budget=Steps(9), folder=tmp_path)
+        fit(
+            run,
+            ROWS,
+            collate,
+            settings=quick(schedule="constant"),
+            budget=Steps(9),
+            folder=tmp_path,
+        )
     text = str(caught.value)
     assert "loss is not finite" in text and "step 5" in text and "rate 0.02" in text
     assert "rows [" in text and "lower learning rate" in text

@@ -1,13 +1,15 @@
 """Checkpoints: one safetensors file, its JSON in the header, replaced in one move.
 
-There is no pickle in it. The file is written beside its place under another name, flushed to the
-disk and renamed, so that at any moment the place holds a whole checkpoint or none.
+There is no pickle in it. The file is written in a folder beside its place, flushed to the disk and
+moved, so that at any moment the place holds a whole checkpoint or none. A folder, because
+safetensors writes under a name of its own choice, which a killed process leaves behind.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +52,11 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / _NAME
-        self._unfinished = folder / f"{_NAME}.unfinished"
+        self._unfinished = folder / "checkpoint.unfinished"
 
     def clear_unfinished(self) -> None:
         """Removes what a killed process left of a checkpoint that it was writing."""
-        self._unfinished.unlink(missing_ok=True)
+        shutil.rmtree(self._unfinished, ignore_errors=True)
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Replaces the checkpoint. Raises TrainingError if the disk does not take it."""
@@ -70,9 +72,11 @@ class Store:
             for name, tensor in checkpoint.tensors.items()
         }
         try:
-            save_file(tensors, self._unfinished, metadata)
-            _flush(self._unfinished)
-            os.replace(self._unfinished, self.path)
+            self._unfinished.mkdir(exist_ok=True)
+            save_file(tensors, self._unfinished / _NAME, metadata)
+            _flush(self._unfinished / _NAME)
+            os.replace(self._unfinished / _NAME, self.path)
+            self._unfinished.rmdir()
             _flush(self.path.parent)
         except (OSError, SafetensorError) as error:
             self.clear_unfinished()

@@ -80,8 +80,9 @@ def fit(
             before it stays whole, and the run keeps the tensors of the last good step.
     """
     progress = progress or SilentProgress()
-    with isolated_random_state():
-        taker, state, warmup = _begin(run, rows, collate, settings, budget)
+    accelerator = Accelerator()
+    with isolated_random_state(accelerator.device):
+        taker, state, warmup = _begin(run, rows, collate, settings, budget, accelerator)
         if settings.patience is not None and validate is None:
             raise ConfigurationError(
                 "patience needs a validation. Give `validate`, or no patience."
@@ -103,12 +104,16 @@ def fit(
 
 
 def _begin(
-    run: Trainable, rows: Sequence[Any], collate: Collate, settings: Settings, budget: Budget
+    run: Trainable,
+    rows: Sequence[Any],
+    collate: Collate,
+    settings: Settings,
+    budget: Budget,
+    accelerator: Accelerator,
 ) -> tuple[StepTaker, RunState, float]:
     """Checks that all fits and moves the run to its device; the last value is the warm-up."""
     if not rows:
         raise ConfigurationError("There are no rows to train on.")
-    accelerator = Accelerator()
     if accelerator.num_processes > 1:
         raise UnsupportedError(
             f"Training over {accelerator.num_processes} processes is not supported. Start one "
@@ -118,7 +123,7 @@ def _begin(
     sampler = Sampler(len(rows), settings.rows_per_step, settings.seed, lengths)
     warmup = warmup_fraction(settings, budget, sampler.batches_per_epoch)
     # Before the optimiser, which must hold the parameters as they are on the device.
-    accelerator.prepare_model(cast(nn.Module, run))
+    cast(nn.Module, run).to(accelerator.device)
     state = RunState.begin(sampler, build_optimiser(run, settings))
     return StepTaker(run, rows, collate, settings, accelerator), state, warmup
 

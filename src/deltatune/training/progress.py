@@ -121,7 +121,7 @@ class RichProgress:
 
     def say(self, text: str) -> None:
         """See Progress."""
-        self._bars.console.print(text, markup=False)
+        self._bars.console.print(text, markup=False, highlight=False)
 
     def stop(self) -> None:
         """See Progress."""

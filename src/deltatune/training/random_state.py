@@ -18,10 +18,15 @@ __all__ = ["isolated_random_state", "seed_forward"]
 
 
 @contextmanager
-def isolated_random_state() -> Iterator[None]:
-    """Gives the global generators of torch (all devices), numpy and Python back as they were."""
+def isolated_random_state(device: torch.device) -> Iterator[None]:
+    """Gives the global generators of torch, numpy and Python back as they were.
+
+    Args:
+        device: whose generator is kept beside that of the CPU.
+    """
     python, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    others = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(others, device_type=device.type if others else "cuda"):
         try:
             yield
         finally:
@@ -29,15 +34,20 @@ def isolated_random_state() -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-def seed_forward(seed: int, forward: int) -> None:
+def seed_forward(seed: int, forward: int, device: torch.device) -> None:
     """Seeds the global generators for one forward pass.
 
     Args:
         seed: of the run.
         forward: the number of the pass, from 0.
+        device: where it runs.
     """
     # SeedSequence spreads neighbouring numbers over all bits, which `manual_seed` does not.
     words = np.random.SeedSequence([seed, forward]).generate_state(3, np.uint32)
-    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+    drawn = int(words[0]) << 32 | int(words[1])
+    # Not `torch.manual_seed`: where a GPU is not in use it takes milliseconds, to note who called.
+    torch.default_generator.manual_seed(drawn)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(drawn)
     np.random.seed(int(words[2]))
     random.seed(int(words[2]))

@@ -107,7 +107,7 @@ class StepTaker:
         device = self.accelerator.device
         forward = state.facts.forwards
         self.run.set_step(forward)
-        seed_forward(self.settings.seed, forward)
+        seed_forward(self.settings.seed, forward, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             loss = self.run(**{name: held.to(device) for name, held in batch.items()}).loss
         value = float(loss.detach())

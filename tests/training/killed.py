@@ -1,0 +1,95 @@
+"""A run in a process of its own, which may kill itself, without a chance to clean up."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.training.standin import StandIn, accuracy, collate, make_rows, quick
+
+from deltatune.training import Result, Steps, fit
+from deltatune.training import checkpoint as checkpoints
+from deltatune.training import log as logs
+
+STEPS = 14
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _nth(count: int, usual: Callable[..., Any], instead: Callable[..., Any]) -> Callable[..., Any]:
+    """`usual`, but the call number `count` from 0 is `instead`."""
+    calls = iter(range(1_000_000))
+    return lambda *args, **kwargs: (instead if next(calls) == count else usual)(*args, **kwargs)
+
+
+def _arm(moment: str, count: int) -> None:
+    """Makes the process die in the middle of its write number `count`, from 0."""
+    save, replace, write = checkpoints.save_file, os.replace, logs.Log.write
+
+    def torn(tensors: Any, path: Path, metadata: Any) -> None:
+        save(tensors, path, metadata)
+        os.truncate(path, path.stat().st_size // 2)
+        _die()
+
+    def moved(source: Path, target: Path) -> None:
+        replace(source, target)
+        _die()
+
+    def half_a_line(self: Any, event: str, **fields: Any) -> None:
+        self._file.write(b'{"event": "st')
+        _die()
+
+    if moment == "torn":
+        checkpoints.save_file = _nth(count, save, torn)
+    elif moment == "written":
+        os.replace = _nth(count, replace, lambda *_: _die())
+    elif moment == "moved":
+        os.replace = _nth(count, replace, moved)
+    elif moment == "line":
+        usual = _nth(count, write, half_a_line)
+        logs.Log.write = lambda self, *args, **kwargs: usual(self, *args, **kwargs)  # type: ignore[method-assign,assignment]
+
+
+def train(
+    folder: Path,
+    *,
+    kill_at: int | None = None,
+    moment: str | None = None,
+    count: int = 0,
+    width: int = 8,
+    every: int = 3,
+    steps: int = STEPS,
+    ready: Event | None = None,
+) -> Result:
+    """Trains the stand-in, in parts, with evaluations whose scores go up and down."""
+    torch.set_num_threads(1)
+    if moment is not None:
+        _arm(moment, count)
+    run, rows = StandIn(kill_at, width), make_rows(22)
+    settings = quick(
+        accumulation=2,
+        per_device_batch_size=3,
+        evaluation_every=4,
+        checkpoint_every=every,
+        length_grouped=True,
+        schedule="cosine",
+        warmup_steps=3,
+    )
+    if ready is not None:
+        ready.set()
+    return fit(
+        run,
+        rows,
+        collate,
+        settings=settings,
+        budget=Steps(steps),
+        validate=lambda: {"accuracy": accuracy(run, rows[:7])},
+        folder=folder,
+    )
