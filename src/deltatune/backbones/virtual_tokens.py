@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,8 @@ __all__ = ["AttendSeam", "EmbedSeam"]
 _ATTEND, _CONFIGS = "_deltatune_attend", "_deltatune_attention"
 _MARK = "_deltatune_virtual"  # on a cache: how many virtual positions it holds
 _KERNELS = ("sdpa", "eager")
+_OURS = "delta_"
+_USERS: dict[int, int] = {}  # models may share a config: it is put back when the last has let go
 
 
 # --- attend ---------------------------------------------------------------------------------------
@@ -131,8 +134,8 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _register() -> None:
     for base in _KERNELS:
-        AttentionInterface.register(f"delta_{base}", functools.partial(_attention, base))
-        AttentionMaskInterface.register(f"delta_{base}", ALL_MASK_ATTENTION_FUNCTIONS[base])
+        AttentionInterface.register(_OURS + base, functools.partial(_attention, base))
+        AttentionMaskInterface.register(_OURS + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
 
 
 class AttendSeam(Seam):
@@ -171,7 +174,10 @@ class AttendSeam(Seam):
                 del link.site.module.__dict__[_ATTEND]
         if not any(_ATTEND in module.__dict__ for module in host.model.modules()):
             for config, name in host.model.__dict__.pop(_CONFIGS):
-                config._attn_implementation = name
+                _USERS[id(config)] = _USERS.get(id(config), 1) - 1
+                if _USERS[id(config)] <= 0:
+                    del _USERS[id(config)]
+                    config._attn_implementation = name
 
 
 def _attention_site(model: nn.Module, path: str, key: Place, value: Place) -> Site:
@@ -196,7 +202,7 @@ def _switch(model: nn.Module) -> list[tuple[Any, str]]:
     configs = {id(config): config for config in found}
     changed: list[tuple[Any, str]] = []
     for config in configs.values():
-        name = config._attn_implementation
+        name = config._attn_implementation.removeprefix(_OURS)
         if name not in _KERNELS:
             raise UnsupportedError(
                 f"Prefixes work with the attention kernels {' and '.join(_KERNELS)}; this model uses {name!r}. "
@@ -204,7 +210,10 @@ def _switch(model: nn.Module) -> list[tuple[Any, str]]:
             )
         changed.append((config, name))
     for config, name in changed:
-        config._attn_implementation = f"delta_{name}"
+        if id(config) not in _USERS:
+            weakref.finalize(config, _USERS.pop, id(config), None)
+        _USERS[id(config)] = _USERS.get(id(config), 0) + 1
+        config._attn_implementation = _OURS + name
     return changed
 
 

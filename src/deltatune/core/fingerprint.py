@@ -28,6 +28,7 @@ class Fingerprint(BaseModel):
         revision: the hub commit, if there is one.
         parameters: distinct parameters.
         architecture: digest of names and shapes.
+        dtype: of the weights; where two backbones differ in it, the bf16 digests are compared.
         weights: digest of the bytes; None on the `meta` device.
         weights_bf16: digest of the bytes after a cast to bf16; None on the `meta` device.
         excluded: paths of modules left out, because the delta brings them itself (heads).
@@ -40,6 +41,7 @@ class Fingerprint(BaseModel):
     revision: str | None
     parameters: int
     architecture: str
+    dtype: str
     weights: str | None
     weights_bf16: str | None
     excluded: tuple[str, ...] = ()
@@ -52,7 +54,13 @@ class Fingerprint(BaseModel):
                 f"not {self.kind} with {self.parameters:,})"
             )
         known = None not in (self.weights, other.weights)
-        if known and self.weights != other.weights and self.weights_bf16 != other.weights_bf16:
+        same_dtype = self.dtype == other.dtype
+        mine, theirs = (
+            (self.weights, other.weights)
+            if same_dtype
+            else (self.weights_bf16, other.weights_bf16)
+        )
+        if known and mine != theirs:
             return f"the same architecture with other weights ({other.name or 'unnamed'}, not {self.name or 'unnamed'})"
         return None
 
@@ -82,6 +90,7 @@ def fingerprint(
         revision=getattr(config, "_commit_hash", None),
         parameters=sum(tensor.numel() for tensor in {id(t): t for _, t in tensors}.values()),
         architecture=architecture.hexdigest(),
+        dtype=", ".join(sorted({str(t.dtype).removeprefix("torch.") for _, t in tensors})),
         weights=None if meta else _digest(tensors, None),
         weights_bf16=None if meta else _digest(tensors, torch.bfloat16),
         excluded=tuple(sorted(excluded)),

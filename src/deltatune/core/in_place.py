@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.leaf import Leaf, given
+from deltatune.core.leaf import Leaf, zeros
 
 __all__ = ["InPlaceBank", "in_place_leaves"]
 
@@ -19,7 +19,7 @@ __all__ = ["InPlaceBank", "in_place_leaves"]
 def in_place_leaves(model: nn.Module, key: str) -> dict[str, Leaf]:
     """One leaf for each distinct parameter of the model."""
     return {
-        f"{key}/{name}": given(tuple(parameter.shape), lambda shape, _: torch.zeros(shape))
+        f"{key}/{name}": zeros(*parameter.shape)
         for name, parameter in model.named_parameters()
     }
 

@@ -1,7 +1,11 @@
-"""Tiny random models of the families that the kernel is held to, with a batch for each."""
+"""Tiny random models of the families that the kernel is held to, with a batch for each.
+
+They have no dropout of their own, so that training mode is as exact as evaluation.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +71,7 @@ def _build(kind: type[PreTrainedModel], config: Any) -> Callable[[], PreTrainedM
     def build() -> PreTrainedModel:
         with torch.random.fork_rng():
             torch.manual_seed(7)
-            model = kind(config)
+            model = kind(copy.deepcopy(config))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 # Random models start with equal norms and zero biases, which hides mistakes.
@@ -90,7 +94,7 @@ def _t5(feed_forward: str) -> T5Config:
         decoder_start_token_id=_PAD,
         pad_token_id=_PAD,
         eos_token_id=_END,
-        dropout_rate=0.1,
+        dropout_rate=0.0,
     )
 
 
@@ -113,6 +117,8 @@ FAMILIES: Mapping[str, Family] = {
                     num_attention_heads=4,
                     max_position_embeddings=40,
                     num_labels=3,
+                    hidden_dropout_prob=0.0,
+                    attention_probs_dropout_prob=0.0,
                     initializer_range=0.2,
                 ),
             ),
@@ -128,6 +134,9 @@ FAMILIES: Mapping[str, Family] = {
                     n_layer=2,
                     n_head=4,
                     n_positions=40,
+                    resid_pdrop=0.0,
+                    embd_pdrop=0.0,
+                    attn_pdrop=0.0,
                     bos_token_id=_END,
                     eos_token_id=_END,
                     initializer_range=0.2,

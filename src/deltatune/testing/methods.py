@@ -188,7 +188,7 @@ def law_trains(case: Case, folder: Path) -> None:
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
         assert losses[-1] < losses[0]
 
 
@@ -324,7 +324,8 @@ def law_slots(case: Case, folder: Path) -> None:
         with case.attached(slots=3) as (model, bank):
             with bank.route(rows):
                 mixed = case.kin.logits(model, batch)
-            mixed.square().sum().backward()
+            if mixed.requires_grad:
+                mixed.square().sum().backward()
             for index, slot in enumerate(rows):
                 if slot is None:
                     torch.testing.assert_close(mixed[index], base[index], **_CLOSE)
@@ -397,18 +398,11 @@ def law_checkpointing(case: Case, folder: Path) -> None:
     for checkpointing in (False, True):
         with case.attached() as (model, delta):
             if checkpointing:
-                model.gradient_checkpointing_enable({"use_reentrant": False})
+                model.activation_checkpointing_enable({"use_reentrant": False})
                 model.train()
-                for module in model.modules():
-                    if isinstance(module, torch.nn.Dropout):
-                        module.eval()
-                    if hasattr(module, "dropout") and isinstance(module.dropout, float):
-                        module.dropout = 0.0
             case.kin.logits(model, case.kin.batch()).square().sum().backward()
             found = [row.grad for row in delta.bank.slots if row.grad is not None]
             gradients.append(torch.cat([g.flatten() for g in found]))
-    if not case.kin.generates:
-        return  # attention dropout of BERT is a number inside its attention, on in training mode
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4 * float(gradients[0].abs().max()))
 
 
