@@ -1,0 +1,59 @@
+"""The list of commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from deltatune import __version__
+from deltatune.cli.compare import compare
+from deltatune.cli.doctor import doctor
+from deltatune.cli.evaluate import evaluate
+from deltatune.cli.methods import methods
+from deltatune.cli.plan import plan
+from deltatune.cli.tasks import tasks
+from deltatune.cli.train import train
+
+__all__ = ["COMMANDS", "build"]
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "eval": evaluate,
+    "compare": compare,
+    "plan": plan,
+    "methods": methods,
+    "tasks": tasks,
+    "doctor": doctor,
+}
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"deltatune {__version__}")
+        raise typer.Exit
+
+
+def _start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    """Train, compare and keep small deltas of frozen language models."""
+
+
+def build() -> typer.Typer:
+    """Returns the command line."""
+    app = typer.Typer(
+        name="deltatune",
+        callback=_start,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for name, command in COMMANDS.items():
+        app.command(name)(command)
+    return app

@@ -1,0 +1,179 @@
+"""What holds for every command: help at once, errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deltatune import __version__
+from deltatune.cli import main
+from deltatune.cli.app import COMMANDS
+from deltatune.cli.options import budget_of, gather, nested
+from deltatune.core.errors import ConfigurationError, UnknownNameError
+
+Call = Callable[..., tuple[int, str, str]]
+HEAVY = {"torch", "transformers", "accelerate", "numpy", "yaml", "jinja2", "sklearn", "datasets"}
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["compare", "--help"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom deltatune.cli import main\n"
+        f"try: main({words!r})\nexcept SystemExit: print(*sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage: deltatune" in run.stdout + run.stderr
+    assert not HEAVY & set(run.stdout.splitlines()[-1].split())
+
+
+def test_the_module_is_the_command() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "deltatune", "--version"], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == f"deltatune {__version__}\n"
+
+
+def test_the_commands_are_these_and_each_says_what_it_does(call: Call) -> None:
+    assert list(COMMANDS) == ["train", "eval", "compare", "plan", "methods", "tasks", "doctor"]
+    code, out, _ = call("--help")
+    assert code == 0
+    for name, command in COMMANDS.items():
+        assert f"  {name}" in out
+        first = (command.__doc__ or "").partition("\n")[0]
+        assert " ".join(first.split()) in " ".join(out.split()), "no summary is cut short"
+
+
+def test_the_options_are_these(call: Call) -> None:
+    """A new option is a decision: it is added here."""
+    common = {"help", "json"}
+    request = {"config", "set"}
+    rows = {"train-rows", "validation-rows", "test-rows"}
+    study = {
+        "backbone",
+        "at",
+        "steps",
+        "budget",
+        "batch-size",
+        "protocol",
+        "data",
+        "out",
+        "dry-run",
+    }
+    expected = {
+        "train": study | rows | request | {"task", "method", "learning-rate", "seed"},
+        "eval": request | {"task", "backbone", "split", "protocol", "data", "rows"},
+        "compare": study
+        | rows
+        | request
+        | {"tasks", "methods", "seeds", "learning-rates", "extend", "per", "report"},
+        "plan": request | {"backbone", "method", "at"},
+        "methods": set(),
+        "tasks": {"data", "protocol"},
+        "doctor": {"data"},
+    }
+    for name in COMMANDS:
+        _, out, _ = call(name, "--help")
+        words = out.replace(",", " ").split()
+        found = {
+            word.removeprefix("--")
+            for word in words
+            if word.startswith("--") and word[2:3].isalpha()
+        }
+        assert found == expected[name] | common, name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("methods", "lorra"), "There is no method 'lorra'. Did you mean 'lora'"),
+        (("tasks", "glue_rtee"), "Did you mean 'glue_rte'"),
+        (("plan", "--method", "lora"), "Give --backbone"),
+        (("train",), "Give --backbone and --task and --method"),
+        (("compare", "--report", "--out", "nowhere"), "There is no study in nowhere"),
+        (("train", "--config", "none.yaml"), "Cannot read none.yaml: No such file"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(words: tuple[str, ...], message: str, call: Call) -> None:
+    code, out, err = call(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith("deltatune: ") and err.count("\n") == 1
+    assert message in err
+
+
+def test_an_unknown_option_or_command_is_code_2(call: Call) -> None:
+    assert call("plan", "--backbon", "x")[0] == 2
+    assert call("plann")[0] == 2
+
+
+def test_options_win_over_changes_and_changes_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({"task": "a", "learning-rate": 1, "settings": {"seed": 1}}))
+    given = {"task": None, "learning_rate": None, "seed": 3}
+    found = gather(file, ["learning_rate=1e-3", "settings.warmup_steps=5", "seed=2"], given)
+    assert found == {
+        "task": "a",
+        "learning_rate": 1e-3,
+        "seed": 3,
+        "settings": {"seed": 1, "warmup_steps": 5},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("3", 3), ("1e-3", 1e-3), ("true", True), ("null", None), ("a b", "a b")]
+)
+def test_values_of_changes_are_yaml(text: str, value: object) -> None:
+    assert gather(None, [f"seed={text}"], {"seed": None}) == {"seed": value}
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "error", "message"),
+    [
+        ("a: [1", [], ConfigurationError, "is not YAML"),
+        ("- 1", [], ConfigurationError, "must hold keys and values"),
+        ("sead: 1", [], UnknownNameError, "Did you mean 'seed'"),
+        ("", ["seed"], ConfigurationError, "takes KEY=VALUE"),
+        ("", ["seed=[1"], ConfigurationError, "is not YAML"),
+        ("", ["seed=1", "seed.a=1"], ConfigurationError, "seed is a value and has no keys"),
+    ],
+)
+def test_a_request_that_cannot_be_read_is_refused(
+    content: str, changes: list[str], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(content)
+    with pytest.raises(error, match=message):
+        gather(file, changes, {"seed": None})
+
+
+def test_a_budget_is_given_once() -> None:
+    assert budget_of({"steps": 5}) == "5 steps"
+    assert budget_of({"budget": "2 epochs"}) == "2 epochs"
+    assert budget_of({}) == "300 steps"
+    with pytest.raises(ConfigurationError, match="not both"):
+        budget_of({"steps": 5, "budget": "2 epochs"})
+
+
+def test_nested_values_are_mappings() -> None:
+    assert nested({"options": {"a": 1}}, "options", b=2, c=None) == {"a": 1, "b": 2}
+    with pytest.raises(ConfigurationError, match="options holds keys and values"):
+        nested({"options": 3}, "options")
+
+
+def test_machines_get_json_without_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    from deltatune.cli.output import print_json
+
+    print_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": Path("x")})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": "x"}
+
+
+def test_main_exits_well_without_arguments_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["deltatune", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
