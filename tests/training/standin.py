@@ -57,6 +57,7 @@ class StandIn(nn.Module):
             self.base = nn.Sequential(nn.Embedding(WORDS, WIDTH), nn.Dropout(dropout))
             self.base.requires_grad_(False)
             self.hidden, self.head = nn.Linear(WIDTH, width), nn.Linear(width, CLASSES)
+        self.base_dropout = False
         self.kill_at, self.steps, self.poisoned = kill_at, list[int](), -1
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Any:
@@ -92,9 +93,10 @@ class StandIn(nn.Module):
         if step == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def begin_training(self, *, base_dropout: bool) -> None:
-        self.train()
-        self.base.train(base_dropout)
+    def train(self, mode: bool = True) -> StandIn:
+        super().train(mode)
+        self.base.train(mode and self.base_dropout)
+        return self
 
 
 def accuracy(run: StandIn, rows: Sequence[Row]) -> float:
@@ -107,7 +109,13 @@ def accuracy(run: StandIn, rows: Sequence[Row]) -> float:
 def quick(**values: Any) -> Settings:
     """Settings for a small, fast run."""
     return Settings(
-        **{"learning_rate": 0.02, "per_device_batch_size": 4, "checkpoint_every": 3, **values}
+        **{
+            "learning_rate": 0.02,
+            "per_device_batch_size": 4,
+            "checkpoint_every": 3,
+            "base_dropout": True,
+            **values,
+        }
     )
 
 

@@ -124,6 +124,7 @@ def _begin(
     warmup = warmup_fraction(settings, budget, sampler.batches_per_epoch)
     # Before the optimiser, which must hold the parameters as they are on the device.
     cast(nn.Module, run).to(accelerator.device)
+    run.base_dropout = settings.base_dropout
     state = RunState.begin(sampler, build_optimiser(run, settings))
     return StepTaker(run, rows, collate, settings, accelerator), state, warmup
 
@@ -160,7 +161,7 @@ class _Loop:
         """Trains until the budget is spent or patience is at its end."""
         settings, facts = self.taker.settings, self.state.facts
         if facts.ending is None:
-            self.taker.run.begin_training(base_dropout=settings.base_dropout)
+            self.taker.run.train()
         while facts.ending is None:
             self._step()
             spent = self._fraction() >= 1.0
@@ -197,7 +198,7 @@ class _Loop:
         run, facts = self.taker.run, self.state.facts
         run.eval()
         found = self.validate()
-        run.begin_training(base_dropout=self.taker.settings.base_dropout)
+        run.train()
         scores = {name: float(s) if math.isfinite(s) else None for name, s in found.items()}
         metric = self.metric or next(iter(scores), "")
         if metric not in scores:

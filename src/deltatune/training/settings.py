@@ -47,7 +47,7 @@ class Settings(BaseModel):
         keep_best: whether the run ends with the tensors of its best evaluation, not with the last.
         seed: of the order of rows and of the base's dropout.
         length_grouped: whether batches hold rows of similar length (less padding).
-        base_dropout: whether the frozen base drops out while a delta trains, as it does in full
+        base_dropout: whether the base's own dropout is on in training, as it is in usual full
             fine-tuning. A comparison must set it equal in all arms.
         checkpoint_every: optimiser steps between checkpoints, if a folder is given; None: none.
     """
@@ -71,7 +71,7 @@ class Settings(BaseModel):
     keep_best: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     length_grouped: bool = False
-    base_dropout: bool = True
+    base_dropout: bool = False
     checkpoint_every: _Count | None = 200
 
     if (

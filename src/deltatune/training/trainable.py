@@ -11,7 +11,13 @@ __all__ = ["Trainable"]
 
 
 class Trainable(Protocol):
-    """A model and what is trained on it, as an `nn.Module`."""
+    """A model and what is trained on it, as an `nn.Module`.
+
+    Attributes:
+        base_dropout: whether the frozen base drops out in training; set by `fit` from the settings.
+    """
+
+    base_dropout: bool
 
     def __call__(self, **batch: Tensor) -> Any:
         """The model's forward pass; the result has a `loss`, a mean over the batch."""
@@ -36,8 +42,8 @@ class Trainable(Protocol):
         within a step, because two parts of a batch must not drop the same entries.
         """
 
-    def begin_training(self, *, base_dropout: bool) -> None:
-        """Puts the run into training; the frozen base stays in evaluation unless `base_dropout`."""
+    def train(self, mode: bool = True) -> Any:
+        """Puts the run into training; the frozen base only if `base_dropout`."""
 
     def eval(self) -> Any:
         """Puts the run into evaluation."""
