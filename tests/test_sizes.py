@@ -36,7 +36,9 @@ def test_files_and_functions_are_short(path: Path) -> None:
     assert name in LONGER_FILES or len(lines) <= LONGEST_FILE, f"{name}: {len(lines)} code lines"
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = sum(node.lineno <= line <= (node.end_lineno or 0) for line in lines)
+            # Its body: a command's signature is the list of its options, and a page long.
+            start, end = node.body[0].lineno, node.end_lineno or 0
+            length = sum(start <= line <= end for line in lines)
             spot = f"{name}:{node.name}"
             assert spot in LONGER_FUNCTIONS or length <= LONGEST_FUNCTION, f"{spot}: {length}"
 

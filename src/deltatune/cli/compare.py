@@ -23,6 +23,7 @@ from deltatune.cli.options import (
     budget_of,
     gather,
     nested,
+    requested,
 )
 from deltatune.cli.output import print_json, resumable, show, warn
 
@@ -34,6 +35,7 @@ __all__ = ["compare"]
 
 
 def compare(
+    context: typer.Context,
     backbone: Backbone = None,
     tasks: Annotated[
         str | None, typer.Option(help="Task ids with commas between.", metavar="LIST")
@@ -83,28 +85,9 @@ def compare(
     Each method is trained and scored on each task, with its learning rate chosen on validation
     rows. The same command goes on where it stopped; several processes may share a folder.
     """
-    given: dict[str, Any] = {
-        "backbone": backbone,
-        "tasks": tasks,
-        "methods": methods,
-        "at": at,
-        "steps": steps,
-        "budget": budget,
-        "seeds": seeds,
-        "learning_rates": learning_rates,
-        "extend": extend,
-        "per": per,
-        "batch_size": batch_size,
-        "protocol": protocol,
-        "data": data,
-        "train_rows": train_rows,
-        "validation_rows": validation_rows,
-        "test_rows": test_rows,
-        "out": out,
-    }
     needed = ("out",) if report else ("backbone", "tasks", "methods", "out")
-    values = gather(config, changes, given, needed=needed)
-    folder, data = Path(values.pop("out")), values.pop("data", None)
+    values = gather(config, changes, requested(context), needed=needed)
+    folder, source = Path(values.pop("out")), values.pop("data", None)
 
     from deltatune import api
     from deltatune.cli.progress import choose_watch
@@ -116,7 +99,7 @@ def compare(
         return
     else:
         with resumable(), choose_watch() as watch:
-            summary = api.compare(comparison_of(values), folder, data=data, watch=watch)
+            summary = api.compare(comparison_of(values), folder, data=source, watch=watch)
     _show(summary, folder, as_json)
     if summary.failures:
         warn(f"deltatune: {len(summary.failures)} cells failed; see the end of the report.")

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from deltatune.cli.options import Backbone, Config, Data, Json, Protocol, Rows, Set, gather, nested
+from deltatune.cli.options import (
+    Backbone,
+    Config,
+    Data,
+    Json,
+    Protocol,
+    Rows,
+    Set,
+    gather,
+    nested,
+    requested,
+)
 from deltatune.cli.output import print_json, show
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
+    context: typer.Context,
     delta: Annotated[Path, typer.Argument(help="Folder of a saved delta.")],
     task: Annotated[
         str | None, typer.Option(help="Task id; else the one it was trained on.", metavar="TASK")
@@ -33,18 +45,9 @@ def evaluate(
 
     A backbone that is not the one it was trained on is refused.
     """
-    given: dict[str, Any] = {
-        "task": task,
-        "backbone": backbone,
-        "split": split,
-        "protocol": protocol,
-        "data": data,
-        "rows": rows,
-    }
-    values = gather(config, changes, given)
-    limits = {} if values.get("rows") is None else {f"{values.get('split', 'test')}_rows": rows}
-    values.pop("rows", None)
-    values["options"] = nested(values, "options", **limits)
+    values = gather(config, changes, requested(context, but="delta"))
+    limit = {f"{values.get('split', 'test')}_rows": values.pop("rows", None)}
+    values["options"] = nested(values, "options", **limit)
 
     from deltatune import api
 

@@ -10,7 +10,7 @@ import typer
 
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 
-__all__ = ["gather"]
+__all__ = ["budget_of", "gather", "nested", "requested"]
 
 Backbone: TypeAlias = Annotated[
     str | None,
@@ -86,6 +86,17 @@ def gather(
     if missing:
         raise ConfigurationError(f"Give {' and '.join(missing)}, here or in the file of --config.")
     return values
+
+
+def requested(context: typer.Context, but: str = "") -> dict[str, Any]:
+    """Returns the options of a command that make its request, None for those not given.
+
+    Args:
+        context: of the call. Options that say how to call, not what is asked, are left out.
+        but: an argument of the command that is no part of the request either.
+    """
+    left_out = {"config", "changes", "as_json", "dry_run", "report", but}
+    return {key: value for key, value in context.params.items() if key not in left_out}
 
 
 def budget_of(values: dict[str, Any], default: str = "300 steps") -> str:

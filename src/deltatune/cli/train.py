@@ -24,6 +24,7 @@ from deltatune.cli.options import (
     budget_of,
     gather,
     nested,
+    requested,
 )
 from deltatune.cli.output import print_json, resumable, show
 
@@ -31,6 +32,7 @@ __all__ = ["train"]
 
 
 def train(
+    context: typer.Context,
     backbone: Backbone = None,
     task: Annotated[
         str | None, typer.Option(help="Task id, or a file of your own.", metavar="TASK")
@@ -58,24 +60,7 @@ def train(
     dry_run: DryRun = False,
 ) -> None:
     """Train a delta on a task, score it, and save it."""
-    given: dict[str, Any] = {
-        "backbone": backbone,
-        "task": task,
-        "method": method,
-        "at": at,
-        "steps": steps,
-        "budget": budget,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "seed": seed,
-        "protocol": protocol,
-        "data": data,
-        "train_rows": train_rows,
-        "validation_rows": validation_rows,
-        "test_rows": test_rows,
-        "out": out,
-    }
-    values = gather(config, changes, given, needed=("backbone", "task", "method"))
+    values = gather(config, changes, requested(context), needed=("backbone", "task", "method"))
     request = request_of(values)
 
     from deltatune import api
