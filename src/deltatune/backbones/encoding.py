@@ -1,8 +1,9 @@
 """Text to token ids, once, for the three forms of backbone; and rows to padded batches.
 
-Forms: `encoder_decoder` (source in, target out), `decoder` (source, cue and target in one sequence, loss
-on the target alone) and `encoder` (one or two segments, a class index or a value as the label). What is
-longer than the limit is cut at its end and counted; `Encoding.warning` says so in a line.
+Forms: `encoder_decoder` (source in, target out), `decoder` (source, cue and target in one sequence,
+loss on the target alone) and `encoder` (one or two segments, a class index or a value as the
+label). What is longer than the limit is cut at its end and counted; `Encoding.warning` says so in a
+line.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class Row:
     Attributes:
         input_ids: what the model reads.
         labels: encoder_decoder: the ids of the target with its end token. decoder: as long as
-            `input_ids`, IGNORED at the source. encoder: class index or value. None: nothing to learn from.
+            `input_ids`, IGNORED at the source. encoder: class index or value. None: nothing to
+            learn from.
         token_type_ids: segment of each input token, where the tokenizer gives them.
     """
 
@@ -136,19 +138,21 @@ def encode(
         examples: with `source` and `targets`, or with `texts` and `label` for the form "encoder".
         tokenizer: a fast or slow tokenizer of transformers.
         form: of the backbone.
-        maximum_source: longest input in tokens, special tokens counted; for a decoder without target.
+        maximum_source: longest input in tokens, special tokens counted; for a decoder without
+            target.
         maximum_target: longest target in tokens, its end token counted.
 
     Raises:
         UnknownNameError: there is no such form.
-        ConfigurationError: a limit is too small, the tokenizer lacks an end token, or the examples have
-            no text for an encoder.
+        ConfigurationError: a limit is too small, the tokenizer lacks an end token, or the examples
+            have no text for an encoder.
     """
     if form not in _FORMS:
         raise UnknownNameError("form", form, _FORMS)
     if maximum_source < 4 or maximum_target < 2:
         raise ConfigurationError(
-            f"Expected limits of at least 4 and 2 tokens, found {maximum_source} and {maximum_target}."
+            f"Expected limits of at least 4 and 2 tokens, found {maximum_source} and "
+            f"{maximum_target}."
         )
     if form == "encoder":
         rows, cut = _segments(examples, tokenizer, maximum_source)
@@ -169,7 +173,7 @@ def encode(
 def encode_prompts(
     examples: Sequence[Encodable], tokenizer: Any, form: Form, *, maximum_source: int
 ) -> Encoding:
-    """Returns the inputs alone, without labels: what a model answers to. Arguments as for `encode`."""
+    """Returns the inputs alone, without labels: what a model answers to. See `encode`."""
     if form == "encoder":
         rows, cut = _segments(examples, tokenizer, maximum_source)
         return Encoding(rows, cut, 0, maximum_source, 0)
@@ -207,7 +211,8 @@ def target_ids(tokenizer: Any, form: Form, target: str) -> tuple[int, ...]:
     end = tokenizer.eos_token_id
     if end is None:
         raise ConfigurationError(
-            "The tokenizer has no end token (eos_token), so a generated answer could not end. Set one."
+            "The tokenizer has no end token (eos_token), so a generated answer could not end. Set "
+            "one."
         )
     text = f" {target}" if form == "decoder" else target
     return (*_plain(tokenizer, text), end)
@@ -229,7 +234,8 @@ def _segments(
     counts = {len(example.texts) for example in examples}
     if not counts <= {1, 2} or len(counts) > 1:
         raise ConfigurationError(
-            f"An encoder needs one or two texts in every example, found {sorted(counts)}. This task has "
+            f"An encoder needs one or two texts in every example, found {sorted(counts)}. This "
+            "task has "
             "no form for an encoder: use an encoder-decoder or a decoder."
         )
     first = [example.texts[0] for example in examples]
@@ -299,9 +305,11 @@ def collate(rows: Sequence[Row], tokenizer: Any, form: Form) -> dict[str, Tensor
     """Returns a batch for training.
 
     Returns:
-        `input_ids`, `attention_mask` [rows, longest], where the tokenizer gives them `token_type_ids`;
-        `labels`: [rows, longest target] or [rows, longest], padded with IGNORED, for the text-to-text
-        forms; [rows] of int64 classes or float32 values for an encoder; absent if a row has none.
+        `input_ids`, `attention_mask` [rows, longest], where the tokenizer gives them
+        `token_type_ids`;
+        `labels`: [rows, longest target] or [rows, longest], padded with IGNORED, for the
+        text-to-text forms; [rows] of int64 classes or float32 values for an encoder; absent if a
+        row has none.
     """
     batch = _inputs(rows, tokenizer)
     if any(row.labels is None for row in rows):

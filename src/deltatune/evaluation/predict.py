@@ -1,11 +1,12 @@
 """A model's answers to examples, in batches of similar length.
 
-`generate` is the paper's way: greedy decoding, special tokens left out, tokenisation cleaned up, stripped.
-`rank` asks a text-to-text model only which label word it finds most likely, which tells more about a weak
-model. An encoder's head has no mode: the largest of the task's outputs wins, or the value is taken.
+`generate` is the paper's way: greedy decoding, special tokens left out, tokenisation cleaned up,
+stripped. `rank` asks a text-to-text model only which label word it finds most likely, which tells
+more about a weak model. An encoder's head has no mode: the largest of the task's outputs wins, or
+the value is taken.
 
-Gradients are switched off with `torch.no_grad`: tensors made in inference mode cannot be saved for a later
-backward pass, and caches of a delta may outlive the evaluation.
+Gradients are switched off with `torch.no_grad`: tensors made in inference mode cannot be saved for
+a later backward pass, and caches of a delta may outlive the evaluation.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def predict(
     """Returns one prediction per example, in their order.
 
     Args:
-        model: a model of transformers, with or without deltas attached; put in evaluation mode meanwhile.
+        model: a model of transformers, with or without deltas attached; put in evaluation mode
+            meanwhile.
         tokenizer: its tokenizer.
         form: encoder (with a head), encoder_decoder or decoder.
         examples: what to answer to; only inputs are looked at.
@@ -73,7 +75,8 @@ def predict(
 
     Raises:
         UnknownNameError: there is no such mode or form.
-        ConfigurationError: the mode does not fit the task, or the head is narrower than the label set.
+        ConfigurationError: the mode does not fit the task, or the head is narrower than the label
+            set.
     """
     if mode not in _MODES:
         raise UnknownNameError("mode", mode, _MODES)
@@ -102,7 +105,7 @@ def predict(
 
 
 def longest_answer(tokenizer: Any, form: Form, task: Task) -> int:
-    """Returns how many tokens an answer may need: the longest label word, or the record's length."""
+    """Returns how many tokens an answer may need: the longest label, or the record's length."""
     if not task.labels:
         return task.lengths.target
     return max(len(target_ids(tokenizer, form, label)) for label in task.labels)
@@ -146,7 +149,8 @@ def _head(
     width = task.head_width or 0
     if logits.ndim != 2 or logits.shape[1] < width:
         raise ConfigurationError(
-            f"{task.name} needs a head of {width} outputs, found logits of shape {tuple(logits.shape)}. "
+            f"{task.name} needs a head of {width} outputs, found logits of shape "
+            f"{tuple(logits.shape)}. "
             f"Load the backbone with labels={width}."
         )
     if task.kind == "regression":
@@ -173,15 +177,11 @@ def _generated(
     )
     if form == "decoder":
         ids = ids[:, batch["input_ids"].shape[1] :]
-    texts = tokenizer.batch_decode(
-        ids, skip_special_tokens=True, clean_up_tokenization_spaces=True
-    )
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=True)
     return [text.strip() for text in texts]
 
 
-def _ranked(
-    model: nn.Module, tokenizer: Any, form: Form, rows: list[Row], task: Task
-) -> list[str]:
+def _ranked(model: nn.Module, tokenizer: Any, form: Form, rows: list[Row], task: Task) -> list[str]:
     scores = torch.stack(
         [
             _likelihood(model, tokenizer, form, rows, target_ids(tokenizer, form, label))
@@ -195,7 +195,7 @@ def _ranked(
 def _likelihood(
     model: nn.Module, tokenizer: Any, form: Form, rows: list[Row], target: tuple[int, ...]
 ) -> Tensor:
-    """Returns the log-likelihood [rows] of `target`, its end token included, after each of the rows."""
+    """Returns the log-likelihood [rows] of `target`, end token included, after each row."""
     if form == "decoder":
         answered = [
             Row((*row.input_ids, *target), (*(IGNORED for _ in row.input_ids), *target))
@@ -211,4 +211,5 @@ def _likelihood(
         logits, labels = logits[:, :-1], labels[:, 1:]
     chosen = labels.clamp_min(0).unsqueeze(-1)
     each = logits.log_softmax(dim=-1).gather(-1, chosen).squeeze(-1)
-    return each.masked_fill(labels == IGNORED, 0.0).sum(dim=-1)
+    total: Tensor = each.masked_fill(labels == IGNORED, 0.0).sum(dim=-1)
+    return total

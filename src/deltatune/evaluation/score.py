@@ -19,8 +19,9 @@ def score(
 ) -> dict[str, float]:
     """Returns the scores of the predictions; fractions, the task's own metric first.
 
-    For a classification task "invalid" is the share of answers that are no label word; it is 0 for an
-    encoder's head. A regression is scored against the labels themselves, not their rounded texts.
+    For a classification task "invalid" is the share of answers that are no label word; it is 0 for
+    an encoder's head. A regression is scored against the labels themselves, not their rounded
+    texts.
 
     Args:
         task: the record.
@@ -50,6 +51,7 @@ def _text(task: Task, prediction: str | int | float) -> str:
     index = int(prediction)
     if not 0 <= index < len(task.labels):
         raise DataError(
-            f"{task.name}: the class {index} was predicted, but there are {len(task.labels)} labels."
+            f"{task.name}: the class {index} was predicted, but there are {len(task.labels)} "
+            "labels."
         )
     return task.labels[index]

@@ -1,6 +1,6 @@
 """Tasks: records, sources, splits and metrics. Text only: no model, no tensor.
 
-`find_task("glue_rte").load()` returns examples. The names below are imported when they are first used.
+`find_task("glue_rte").load()` returns examples. Names are imported when they are first used.
 """
 
 from __future__ import annotations

@@ -35,14 +35,14 @@ class Tables:
     Attributes:
         splits: split name to rows; any of train, validation and test may be missing.
         origin: where the rows came from, in a line.
-        status: "complete", "partial" (fewer or other rows than published), "proxy" (other rows of the
-            same kind), "local" (the user's own files) or "generated" (built at run time).
+        status: "complete", "partial" (fewer or other rows than published), "proxy" (other rows of
+            the same kind), "local" (the user's own files) or "generated" (built at run time).
         digest: a hash of the content of the files or of the rows.
         notes: what a reader of a score must know.
         final: whether the splits are the task's own, so that no protocol may cut them anew.
     """
 
-    splits: Mapping[str, tuple[Row, ...]]
+    splits: Mapping[SplitName, tuple[Row, ...]]
     origin: str
     status: str
     digest: str
@@ -79,7 +79,8 @@ class Splits:
         test: for the score that is reported.
         origin: where the rows came from.
         status: of the source, to be shown beside each score unless it is "complete".
-        notes: what was cut, removed or is missing, one sentence each; to be shown beside each score.
+        notes: what was cut, removed or is missing, one sentence each; to be shown beside each
+            score.
         removed: counts of the removed rows by reason, for example {"train_in_test": 166}.
     """
 
@@ -117,7 +118,13 @@ class Splits:
             parts[name] = whole if count is None else _subsample(whole, count, seed)
             if len(parts[name]) < len(whole):
                 notes.append(f"{name}: {len(parts[name])} of {len(whole)} rows drawn, seed {seed}.")
-        return dataclasses.replace(self, **parts, notes=tuple(notes))
+        return dataclasses.replace(
+            self,
+            train=parts["train"],
+            validation=parts["validation"],
+            test=parts["test"],
+            notes=tuple(notes),
+        )
 
 
 def _subsample(examples: tuple[Example, ...], count: int, seed: int) -> tuple[Example, ...]:

@@ -1,19 +1,21 @@
 """The metrics of Table 1, as fractions, on the texts of predictions and right answers.
 
 Definitions are those of CrossFit's `metrics.py` (INK-USC/CrossFit, 2022-04-27). An encoder's head
-answers with a class index, which is first turned into its label word, so one definition holds for every
-form. scikit-learn and scipy stand beneath and are imported when they are needed.
+answers with a class index, which is first turned into its label word, so one definition holds for
+every form. scikit-learn and scipy stand beneath and are imported when they are needed.
 """
 
 from __future__ import annotations
 
 import collections
+import importlib
 import math
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from deltatune.core.errors import ConfigurationError, UnknownNameError
+from deltatune.core.errors import ConfigurationError, UnknownNameError, UnsupportedError
 from deltatune.tasks.rouge import rouge_l
 
 __all__ = ["METRICS", "Metric", "evaluate"]
@@ -23,6 +25,16 @@ Metric = Callable[[Sequence[str], Targets], dict[str, float]]
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = "scikit-learn" if name.startswith("sklearn") else "scipy"
+        raise UnsupportedError(
+            f"This metric needs {package}. Install it with: pip install 'deltatune[study]'"
+        ) from error
 
 
 def _squad_normal(text: str) -> str:
@@ -51,9 +63,7 @@ def _mean_of_best(
 
 def accuracy(predictions: Sequence[str], targets: Targets) -> dict[str, float]:
     """ACC: equal after lower-casing, best over targets, mean."""
-    return {
-        "ACC": _mean_of_best(lambda a, b: float(a.lower() == b.lower()), predictions, targets)
-    }
+    return {"ACC": _mean_of_best(lambda a, b: float(a.lower() == b.lower()), predictions, targets)}
 
 
 def exact_match(predictions: Sequence[str], targets: Targets) -> dict[str, float]:
@@ -66,7 +76,7 @@ def exact_match(predictions: Sequence[str], targets: Targets) -> dict[str, float
 
 
 def question_f1(predictions: Sequence[str], targets: Targets) -> dict[str, float]:
-    """QA-F1: F1 of the word multisets after SQuAD's normalisation, best over targets, mean; EM beside."""
+    """QA-F1: F1 of the word multisets after SQuAD's normalisation, best over targets; EM beside."""
     return {
         "QA-F1": _mean_of_best(_word_f1, predictions, targets),
         **exact_match(predictions, targets),
@@ -76,12 +86,11 @@ def question_f1(predictions: Sequence[str], targets: Targets) -> dict[str, float
 def classification_f1(predictions: Sequence[str], targets: Targets) -> dict[str, float]:
     """Classification-F1: macro F1 over labels, on the raw strings, first target only.
 
-    "Classification-F1" averages over the labels seen in right answers or predictions, as CrossFit does,
-    so that an invalid answer is one more class with F1 0; "Classification-F1-gold" averages over those
-    of the right answers alone, as later code of the paper's group does. ACC stands beside them.
+    "Classification-F1" averages over the labels seen in right answers or predictions, as CrossFit
+    does, so that an invalid answer is one more class with F1 0; "Classification-F1-gold" averages
+    over those of the right answers alone, as later code of the paper's group does. ACC beside them.
     """
-    from sklearn.metrics import f1_score
-
+    f1_score = _library("sklearn.metrics").f1_score
     gold = [answers[0] for answers in targets]
     found = list(predictions)
     seen, asked = sorted({*gold, *found}), sorted(set(gold))
@@ -100,12 +109,12 @@ def _macro(
 
 def matthews(predictions: Sequence[str], targets: Targets) -> dict[str, float]:
     """Matthew-Correlation: "acceptable" is 1, anything else 0 (CoLA); ACC beside it."""
-    from sklearn.metrics import matthews_corrcoef
-
     gold = [int(answers[0] == "acceptable") for answers in targets]
     found = [int(prediction == "acceptable") for prediction in predictions]
+    library = _library("sklearn.metrics")
+    varied = len({*gold, *found}) > 1
     return {
-        "Matthew-Correlation": float(matthews_corrcoef(gold, found)),
+        "Matthew-Correlation": float(library.matthews_corrcoef(gold, found)) if varied else 0.0,
         **accuracy(predictions, targets),
     }
 
@@ -116,22 +125,21 @@ def rouge(predictions: Sequence[str], targets: Targets) -> dict[str, float]:
 
 
 def pearson(predictions: Sequence[str], targets: Targets) -> dict[str, float]:
-    """Pearson-Correlation of the numbers; Spearman-Correlation and the share of non-numbers beside it.
+    """Pearson-Correlation of the numbers; Spearman's and the share of non-numbers beside it.
 
-    CrossFit lets one answer that is no number turn the score into NaN. Here such an answer counts as the
-    mean of the right answers, which is to say as no information, and "unparsable" says how many there
-    were. Answers that are all equal correlate with nothing: 0.
+    CrossFit lets one answer that is no number turn the score into NaN. Here such an answer counts
+    as the mean of the right answers, which is to say as no information, and "unparsable" is the
+    share of them. Answers that are all equal correlate with nothing: 0.
     """
-    from scipy.stats import pearsonr, spearmanr
-
+    library = _library("scipy.stats")
     gold = [float(answers[0]) for answers in targets]
     read = [_number(prediction) for prediction in predictions]
     mean = math.fsum(gold) / len(gold)
     found = [mean if value is None else value for value in read]
     varied = len(set(found)) > 1 and len(set(gold)) > 1
     return {
-        "Pearson-Correlation": float(pearsonr(gold, found).statistic) if varied else 0.0,
-        "Spearman-Correlation": float(spearmanr(gold, found).statistic) if varied else 0.0,
+        "Pearson-Correlation": float(library.pearsonr(gold, found).statistic) if varied else 0.0,
+        "Spearman-Correlation": float(library.spearmanr(gold, found).statistic) if varied else 0.0,
         "unparsable": sum(value is None for value in read) / len(read),
     }
 
@@ -153,11 +161,12 @@ METRICS: Mapping[str, Metric] = {
     "Rouge-L": rouge,
     "Pearson-Correlation": pearson,
 }
-"""Name, as Table 1's sources spell it, to function. The first key of its answer is the name itself."""
+"""Name, as CrossFit spells it, to function. The first key of its answer is the name itself."""
 
 
 def evaluate(metric: str, predictions: Sequence[str], targets: Targets) -> dict[str, float]:
-    """Returns the scores of `metric`, its own first, then its companions; fractions, higher is better.
+    """Returns the scores of `metric`, its own first, then its companions; fractions, higher is
+    better.
 
     Args:
         metric: a name in METRICS.

@@ -1,9 +1,9 @@
 """Finding tasks: the records of the package, the user's own records, and plain data files.
 
 A record file is YAML: either one record, or `shared:` (parts that every record of the file has) and
-`tasks:` (a list of records). Files are looked for in the package's `catalog/`, in the folders of the
-environment variable DELTATUNE_TASKS (separated like PATH) and in those given by argument. A file that
-cannot be read is an error, never left out.
+`tasks:` (a list of records). Files are looked for in the package's `catalog/`, in the folders of
+the environment variable DELTATUNE_TASKS (separated like PATH) and in those given by argument. A
+file that cannot be read is an error, never left out.
 """
 
 from __future__ import annotations
@@ -55,18 +55,22 @@ def load_records(path: str | Path) -> tuple[Task, ...]:
     """Returns the tasks of a record file.
 
     Raises:
-        ConfigurationError: the file is missing or not YAML, a key, name or value in it is unknown, or a
-            part is missing; the message names the file, the task and the nearest known name.
+        ConfigurationError: the file is missing or not YAML, a key, name or value in it is unknown,
+            or a part is missing; the message names the file, the task and the nearest known name.
     """
     path = Path(path)
     try:
         content = yaml.load(path.read_text("utf-8"), Loader=_LOADER)
     except OSError as error:
-        raise ConfigurationError(f"{path}: the record file cannot be read ({error.strerror}).") from error
+        raise ConfigurationError(
+            f"{path}: the record file cannot be read ({error.strerror})."
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigurationError(f"{path}: expected a record with `name:` or a list under `tasks:`.")
+        raise ConfigurationError(
+            f"{path}: expected a record with `name:` or a list under `tasks:`."
+        )
     if "tasks" not in content:
         return (_record(content, path),)
     for key in content:
@@ -82,8 +86,9 @@ def _merged(shared: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, A
     merged = dict(shared)
     for key, value in record.items():
         below = merged.get(key)
-        both = isinstance(below, dict) and isinstance(value, dict)
-        merged[key] = {**below, **value} if both else value
+        if isinstance(below, dict) and isinstance(value, dict):
+            value = {**below, **value}
+        merged[key] = value
     return merged
 
 
@@ -106,7 +111,7 @@ def _record(content: Mapping[str, Any], path: Path) -> Task:
 
 
 def _problem(problem: Any) -> str:
-    *parents, last = (str(part) for part in problem["loc"]) or ("record",)
+    *parents, last = (str(part) for part in problem["loc"] or ("record",))
     if problem["type"] == "extra_forbidden":
         model = next((_PARTS[part] for part in reversed(parents) if part in _PARTS), Task)
         return str(UnknownNameError("key", last, model.model_fields))
@@ -155,8 +160,8 @@ def find_task(name: str | Path, folders: Iterable[str | Path] = ()) -> Task:
     """Returns a task by name, by record file, or by data file or folder.
 
     Args:
-        name: a task's name; or the path of a YAML file with one record; or of a data file, or a folder
-            of them, with a text and a label column.
+        name: a task's name; or the path of a YAML file with one record; or of a data file, or a
+            folder of them, with a text and a label column.
         folders: further folders of records.
 
     Raises:
@@ -172,7 +177,8 @@ def find_task(name: str | Path, folders: Iterable[str | Path] = ()) -> Task:
         tasks = load_records(path)
         if len(tasks) != 1:
             raise ConfigurationError(
-                f"{path}: expected one record, found {len(tasks)}. Add its folder to {FOLDERS_VARIABLE} "
+                f"{path}: expected one record, found {len(tasks)}. Add its folder to "
+                f"{FOLDERS_VARIABLE} "
                 "and ask for a task by name."
             )
         return tasks[0]

@@ -1,7 +1,8 @@
 """Rouge-L at summary level, as the package `rouge` 1.0.0 on PyPI computes it.
 
-Written anew because that package reconstructs subsequences by recursion, which overflows on texts of
-about a thousand words, and raises an exception where a text is empty. The tests hold stored values of it.
+Written anew because that package reconstructs subsequences by recursion, which overflows on texts
+of about a thousand words, and raises an exception where a text is empty. The tests hold stored
+values of it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ _EMPTY = frozenset(string.punctuation + string.whitespace)
 def rouge_l(prediction: str, reference: str) -> float:
     """Returns the F1 of distinct words in the union of longest common subsequences, in [0, 1].
 
-    Sentences end at "."; words are what white space parts, case counts, nothing is stemmed. A prediction
-    without a letter or digit scores 0, and so does a reference without one.
+    Sentences end at "."; words are what white space parts, case counts, nothing is stemmed. A
+    prediction that is empty but for punctuation scores 0, and so does such a reference.
     """
     if _EMPTY.issuperset(prediction) or _EMPTY.issuperset(reference):
         return 0.0

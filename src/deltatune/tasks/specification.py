@@ -101,8 +101,8 @@ class Provenance(Record):
 class PairPreparation(Record):
     """Turns a minimal pair into a choice: adds the fields `first`, `second` and `choice`.
 
-    `choice` is 0 if `first` is the good one, else 1. The order is drawn by a hash of the row's text and
-    the number 42, so that it does not depend on the order of the rows.
+    `choice` is 0 if `first` is the good one, else 1. The order is drawn by a hash of the row's text
+    and the number 42, so that it does not depend on the order of the rows.
 
     Attributes:
         good: field of the acceptable sentence.
@@ -118,8 +118,8 @@ class SplitRule(Record):
     """How the protocol "faithful" cuts the published splits.
 
     Attributes:
-        rule: A: as published. B: the published validation split is halved. C: one published split is
-            cut 80/10/10. D: another published split is halved.
+        rule: A: as published. B: the published validation split is halved. C: one published split
+            is cut 80/10/10. D: another published split is halved.
         pool: the published split that is cut; None for A.
         published: rows of each published split.
         order: field whose values restore the published order of the rows, where there is one.

@@ -1,12 +1,12 @@
 """Splits belong to a source and a protocol.
 
-`clean`: the source's own splits; what is missing is held out of train by a hash of the row's text; then
-every row of train that validation or test holds too, and every row of validation that test holds too, is
-removed. Two rows are the same if their input fields are, after `text.normalise`.
+`clean`: the source's own splits; what is missing is held out of train by a hash of the row's text;
+then every row of train that validation or test holds too, and every row of validation that test
+holds too, is removed. Two rows are the same if their input fields are, after `text.normalise`.
 
-`faithful`: the published splits are cut as the paper's scores imply, by the record's rule A, B, C or D
-(`SplitRule`). Which rows went into which half is unknown; the first half is validation. Nothing is
-removed. Where the source does not have the rows that the rule needs, this is an error.
+`faithful`: the published splits are cut as the paper's scores imply, by the record's rule A, B, C
+or D (`SplitRule`). Which rows went into which half is unknown; the first half is validation.
+Nothing is removed. Where the source does not have the rows that the rule needs, this is an error.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ def cut(task: Task, tables: Tables, protocol: ProtocolName) -> Splits:
     )
 
 
-def _examples(
-    task: Task, rows: Sequence[Row], name: str, notes: list[str]
-) -> tuple[Example, ...]:
+def _examples(task: Task, rows: Sequence[Row], name: str, notes: list[str]) -> tuple[Example, ...]:
     examples = [task.example(row) for row in rows]
     if task.drop_empty:
         kept = [example for example in examples if example.source.strip()]
@@ -71,7 +69,8 @@ def _examples(
     return tuple(examples)
 
 
-# --- clean -------------------------------------------------------------------------------------------
+# --- clean
+# -------------------------------------------------------------------------------------------
 
 
 def _completed(task: Task, tables: Tables, notes: list[str]) -> Parts:
@@ -82,7 +81,9 @@ def _completed(task: Task, tables: Tables, notes: list[str]) -> Parts:
     if label and all(row.values.get(label) in _UNLABELLED for row in parts.get("test", ())):
         parts.pop("test", None)
     if "test" not in parts and "validation" in parts:
-        notes.append("No labelled test split: validation serves as test, 10 % of train as validation.")
+        notes.append(
+            "No labelled test split: validation serves as test, 10 % of train as validation."
+        )
         parts["test"] = parts.pop("validation")
     if "validation" in parts and "test" in parts:
         return parts
@@ -90,28 +91,33 @@ def _completed(task: Task, tables: Tables, notes: list[str]) -> Parts:
     inputs = task.inputs
     positions = [fraction(*_key(_raw(inputs, row))) for row in parts["train"]]
     high = 1.0 if "test" in parts else 1 - _HELD_OUT
+    bounds: tuple[tuple[SplitName, float, float], ...] = (
+        ("train", 0.0, low),
+        ("validation", low, high),
+        ("test", high, 1.0),
+    )
     held: Parts = {
         name: tuple(
             row
             for row, position in zip(parts["train"], positions, strict=True)
             if start <= position < end
         )
-        for name, start, end in (("train", 0.0, low), ("validation", low, high), ("test", high, 1.0))
+        for name, start, end in bounds
     }
     held["test"] = parts.get("test", held["test"])
     notes.append("Cut by a hash of the row's text: " + _sizes(held) + " rows.")
     return held
 
 
-def _without_overlap(
-    task: Task, parts: Parts, notes: list[str], removed: dict[str, int]
-) -> Parts:
+def _without_overlap(task: Task, parts: Parts, notes: list[str], removed: dict[str, int]) -> Parts:
     inputs = task.inputs
     raw = {name: [_raw(inputs, row) for row in rows] for name, rows in parts.items()}
     key = {name: [_key(texts) for texts in raw[name]] for name in _NAMES}
     test, exact, validation = set(key["test"]), set(raw["test"]), set(key["validation"])
     only_validation = validation - test
-    in_test = [texts for texts, found in zip(raw["train"], key["train"], strict=True) if found in test]
+    in_test = [
+        texts for texts, found in zip(raw["train"], key["train"], strict=True) if found in test
+    ]
     counts = {
         "train_in_test": len(in_test),
         "train_in_test_exactly": sum(texts in exact for texts in in_test),
@@ -147,7 +153,8 @@ def _key(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(normalise(text) for text in texts)
 
 
-# --- faithful ----------------------------------------------------------------------------------------
+# --- faithful
+# ----------------------------------------------------------------------------------------
 
 
 def _faithful(task: Task, tables: Tables, notes: list[str]) -> Parts:
@@ -197,10 +204,8 @@ def _eighty(pool: tuple[Row, ...]) -> Parts:
     return {"train": rows[:first], "validation": rows[first:second], "test": rows[second:]}
 
 
-def _published(
-    task: Task, tables: Tables, rule: SplitRule, name: SplitName
-) -> tuple[Row, ...]:
-    """Returns the rows of a published split: a union of the source's splits with just that many rows."""
+def _published(task: Task, tables: Tables, rule: SplitRule, name: SplitName) -> tuple[Row, ...]:
+    """Returns a published split: a union of the source's splits with just that many rows."""
     count = rule.published.get(name)
     splits = tables.splits
     for union in ((name,), ("test",), ("validation",), ("train", "validation"), _NAMES):
@@ -210,11 +215,13 @@ def _published(
     raise _lacking(task, tables, rule, name)
 
 
-def _lacking(task: Task, tables: Tables, rule: SplitRule, name: str) -> DataError:
-    found: Mapping[str, int] = {part: len(rows) for part, rows in tables.splits.items()}
+def _lacking(task: Task, tables: Tables, rule: SplitRule, name: SplitName) -> DataError:
+    found = ", ".join(f"{part} {len(rows)}" for part, rows in tables.splits.items())
     return DataError(
-        f"{task.name}: the protocol 'faithful' (rule {rule.rule}) needs the published {name} split of "
-        f"{rule.published.get(name, 0)} rows; {tables.origin} has {dict(found)} and cannot give it. "
+        f"{task.name}: the protocol 'faithful' (rule {rule.rule}) needs the published {name} split "
+        "of "
+        f"{rule.published.get(name, 0)} rows; {tables.origin} has {found} and cannot give "
+        "it. "
         "Use the protocol 'clean', or the hub as the source."
     )
 

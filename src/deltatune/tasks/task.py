@@ -45,12 +45,13 @@ class Task(Record):
         fields: the fields of a raw row that are used.
         prepare: fields made from others, before anything else.
         template: the input of the text-to-text form.
-        target: the answer of the text-to-text form; classification tasks answer with the label word.
+        target: the answer of the text-to-text form; classification tasks answer with the label
+            word.
         texts: one or two segments for an encoder; empty if the task has no such form.
         label: field of the class index or value.
         labels: the label words, in the order of the class indices.
-        source_labels: what the source calls them, in the order of *its* indices, where that is another
-            order than that of `labels`; the same words.
+        source_labels: what the source calls them, in the order of *its* indices, where that is
+            another order than that of `labels`; the same words.
         splits: how the protocol "faithful" cuts.
         drop_empty: whether rows whose input is empty are left out.
         lengths: sizes in tokens.
@@ -135,7 +136,7 @@ class Task(Record):
 
     @property
     def head_width(self) -> int | None:
-        """Outputs of an encoder's head: the number of labels, 1 for regression, None without a head."""
+        """Outputs of an encoder's head: one per label, 1 for regression, None without a head."""
         if not self.has_head:
             return None
         return 1 if self.kind == "regression" else len(self.labels)
@@ -144,7 +145,8 @@ class Task(Record):
         """Returns `row` in every form.
 
         Raises:
-            DataError: a field is missing or null, or the label is not in the set; names file and line.
+            DataError: a field is missing or null, or the label is not in the set; names file and
+                line.
         """
         values = self._values(row)
         source = render(self.template, values, row.where)
@@ -188,7 +190,8 @@ class Task(Record):
         close = nearest(str(value), self.labels)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise DataError(
-            f"{where}: the label {value!r} is not one of {list(self.labels)}, nor an index of them.{hint}"
+            f"{where}: the label {value!r} is not one of {list(self.labels)}, nor an index of "
+            f"them.{hint}"
         )
 
     def load(
@@ -197,7 +200,7 @@ class Task(Record):
         """Returns the examples of the task, split.
 
         Args:
-            source: a source, a folder in the format of `sources.folder`, the word "hub", or None: the
+            source: a source, a folder as `sources.folder` reads it, the word "hub", or None: the
                 folder named by the environment variable DELTATUNE_DATA if it has the task, else the
                 source of the record.
             protocol: "clean" or "faithful", see `tasks.splits`.

@@ -1,7 +1,9 @@
-"""Templates of sources, targets and segments: jinja2, sandboxed, strict, with a closed list of filters.
+"""Templates of sources, targets and segments: jinja2, sandboxed, strict, with a closed list of
+filters.
 
-The filters are those of CrossFit's preparation scripts (INK-USC/CrossFit, 2022-04-27). A template sees
-the fields of one row and nothing else; an unknown filter or field is an error when the record is read.
+The filters are those of CrossFit's preparation scripts (INK-USC/CrossFit, 2022-04-27). A template
+sees the fields of one row and nothing else; an unknown filter or field is an error when the record
+is read.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def _choices(options: Iterable[Any]) -> str:
 
 
 def _nearest(value: Any, step: float) -> str:
-    # T5 (arXiv:1910.10683, section 2.4) writes the scores of STS-B as multiples of 0.2 with one digit.
+    # T5 (arXiv:1910.10683, section 2.4) writes the scores of STS-B as multiples of 0.2 with one
+    # digit.
     return f"{round(float(value) / step) * step:.1f}"
 
 
@@ -85,7 +88,9 @@ def _compiled(template: str) -> Template:
     except TemplateAssertionError as error:
         found = _NO_FILTER.search(str(error))
         if found is None:
-            raise ConfigurationError(f"The template {template!r} cannot be read: {error}") from error
+            raise ConfigurationError(
+                f"The template {template!r} cannot be read: {error}"
+            ) from error
         unknown = UnknownNameError("template filter", found.group(1), FILTERS)
         raise ConfigurationError(f"The template {template!r} cannot be read. {unknown}") from error
     except TemplateError as error:

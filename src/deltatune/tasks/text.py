@@ -16,7 +16,8 @@ def normalise(text: str) -> str:
 
 
 def digest(*parts: Any) -> str:
-    """Returns 16 hexadecimal digits that depend on the content of `parts` alone (BLAKE2b of their JSON).
+    """Returns 16 hexadecimal digits that depend on the content of `parts` alone (BLAKE2b of their
+    JSON).
 
     Strings, numbers, booleans, None, lists, tuples and mappings of them are allowed.
     """

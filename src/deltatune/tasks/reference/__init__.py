@@ -1,14 +1,16 @@
-"""The tables of Table 1 of the delta-tuning paper, as data: tasks, printed scores, manual templates.
+"""The tables of Table 1 of the delta-tuning paper, as data: tasks, printed scores, manual
+templates.
 
 `tasks.csv` says how CrossFit (INK-USC/CrossFit, 2022-04-27) turns each task into text-to-text,
-`table1.csv` holds the printed scores of Ding et al. 2023 (Nature Machine Intelligence 5, 220-235), and
-`manual_templates.csv` the cloze prompts of its Table 2. `task_id` joins them.
+`table1.csv` holds the printed scores of Ding et al. 2023 (Nature Machine Intelligence 5, 220-235),
+and `manual_templates.csv` the cloze prompts of its Table 2. `task_id` joins them.
 """
 
 from __future__ import annotations
 
 import csv
 import functools
+import io
 from importlib.resources import files
 
 from deltatune.core.errors import UnknownNameError
@@ -19,8 +21,8 @@ ReferenceRow = dict[str, str]
 
 
 def _read(name: str) -> tuple[ReferenceRow, ...]:
-    with (files(__package__) / name).open(encoding="utf-8", newline="") as file:
-        return tuple(csv.DictReader(file))
+    text = (files(__package__) / name).read_text("utf-8")
+    return tuple(csv.DictReader(io.StringIO(text)))
 
 
 @functools.cache

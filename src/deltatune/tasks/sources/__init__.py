@@ -1,4 +1,4 @@
-"""Where the rows of a task come from: a local folder, the user's files, the hub, or this machine."""
+"""Where rows come from: a local folder, the user's files, the hub, or this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def open_source(task: Task, data: Source | str | Path | None = None) -> Source:
     """Returns the source to read `task` from.
 
     Args:
-        task: the record. Files named by it and embedded tasks have one source only: `data` is not asked.
+        task: the record. Files named by it and embedded tasks have one source only: `data` is not
+            asked.
         data: a source, a folder, the word "hub", or None: the folder of the environment variable
             DELTATUNE_DATA if it holds the task, else what the record names.
     """

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltatune.tasks.example import Row, Tables
+from deltatune.tasks.example import Row, SplitName, Tables
 from deltatune.tasks.text import digest
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ class EmbeddedSource:
         path = _cache_folder() / "embedded" / f"{self.builder}-{key}.json"
         content = _cached(path)
         if content is None:
-            content = {name: list(rows) for name, rows in builder.build().items()}
+            content = {name: [dict(row) for row in rows] for name, rows in builder.build().items()}
             _keep(path, content)
-        splits = {
+        splits: dict[SplitName, tuple[Row, ...]] = {
             name: tuple(
                 Row(values, f"{task.name}, {name}, row {number}")
                 for number, values in enumerate(rows, start=1)
@@ -71,7 +71,7 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deltatune"
 
 
-def _cached(path: Path) -> dict[str, list[dict[str, Any]]] | None:
+def _cached(path: Path) -> dict[SplitName, list[dict[str, Any]]] | None:
     try:
         kept = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -79,12 +79,12 @@ def _cached(path: Path) -> dict[str, list[dict[str, Any]]] | None:
         return None
     if not isinstance(kept, dict) or kept.get("digest") != digest(kept.get("rows")):
         return None
-    rows: dict[str, list[dict[str, Any]]] = kept["rows"]
+    rows: dict[SplitName, list[dict[str, Any]]] = kept["rows"]
     return rows
 
 
-def _keep(path: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Writes the rows in one step. A cache that cannot be written costs time alone, so it is no error."""
+def _keep(path: Path, rows: dict[SplitName, list[dict[str, Any]]]) -> None:
+    """Writes the rows in one step. A cache that cannot be written costs time alone: no error."""
     content = json.dumps({"digest": digest(rows), "rows": rows}, ensure_ascii=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

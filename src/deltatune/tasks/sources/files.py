@@ -37,8 +37,8 @@ _PAIRS = (
     ("question", "context"),
 )
 _TEXTS = (
-    "text", "sentence", "content", "document", "review", "comment", "message", "body", "tweet", "sms",
-    "input", "utterance", "query", "question", "title", "abstract",
+    "text", "sentence", "content", "document", "review", "comment", "message", "body", "tweet",
+    "sms", "input", "utterance", "query", "question", "title", "abstract",
 )  # fmt: skip
 _LABELS = (
     "label", "labels", "class", "category", "target", "sentiment", "tag", "topic", "intent", "y",
@@ -82,7 +82,9 @@ class FilesSource:
         }
         files = {name: Path(path) for name, path in named.items() if path}
         if (given.path is None) == (not files):
-            raise ConfigurationError("Name either one `path` or a file for each split, found both or none.")
+            raise ConfigurationError(
+                "Name either one `path` or a file for each split, found both or none."
+            )
         if given.path is None:
             return files
         path = Path(given.path)
@@ -106,7 +108,8 @@ def _files_of_folder(folder: Path) -> dict[SplitName, Path]:
         if len(matching) > 1:
             both = " and ".join(path.name for path in matching)
             raise DataError(f"{folder}: {both} both look like the {name} split. Keep one.")
-        found |= {name: path for path in matching}
+        if matching:
+            found[name] = matching[0]
     if "train" in found:
         return found
     if len(data) == 1:
@@ -139,8 +142,8 @@ def task_from_files(
         name: the task's name. None takes that of the file or folder.
 
     Raises:
-        DataError: a file cannot be read, a column is not there or cannot be told, a label is missing,
-            or the labels look like anything but classes.
+        DataError: a file cannot be read, a column is not there or cannot be told, a label is
+            missing, or the labels look like anything but classes.
     """
     from deltatune.tasks.task import Task
 
@@ -185,7 +188,8 @@ def _label_column(columns: Sequence[str], label: str | None, path: Path) -> str:
         if column is not None:
             return column
     raise DataError(
-        f"{path}: cannot tell which column holds the label; there are {', '.join(columns)}. Name it "
+        f"{path}: cannot tell which column holds the label; there are {', '.join(columns)}. Name "
+        "it "
         "with label=..."
     )
 
@@ -226,13 +230,16 @@ def _labels_found(rows: Sequence[Row], column: str, path: Path) -> tuple[str, ..
     for row in rows:
         value = row.values.get(column)
         if value is None or value == "":
-            raise DataError(f"{row.where}: the label ({column!r}) is missing. Give it or delete the row.")
+            raise DataError(
+                f"{row.where}: the label ({column!r}) is missing. Give it or delete the row."
+            )
         found.add(_word(value, row.where))
     if len(found) < 2:
         raise DataError(f"{path}: the column {column!r} holds one label only, {found.pop()!r}.")
     if len(found) > _MOST_LABELS or (len(found) > 20 and len(found) > len(rows) / 2):
         raise DataError(
-            f"{path}: the column {column!r} holds {len(found)} different values in {len(rows)} rows, "
+            f"{path}: the column {column!r} holds {len(found)} different values in {len(rows)} "
+            "rows, "
             "which is no set of classes. Name the label's column with label=..."
         )
     return tuple(sorted(found, key=_natural))

@@ -1,8 +1,8 @@
 """A folder of tasks: `<root>/<task>/{train,validation,test}.jsonl.gz` and `<root>/MANIFEST.csv`.
 
-Each line of a file is a JSON object with the raw fields under the names of the task's hub dataset. The
-manifest is optional; where it is there, its checksums are checked and its status and remarks travel with
-the rows, to be shown beside every score.
+Each line of a file is a JSON object with the raw fields under the names of the task's hub dataset.
+The manifest is optional; where it is there, its checksums are checked and its status and remarks
+travel with the rows, to be shown beside every score.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltatune.core.errors import DataError, UnknownNameError
-from deltatune.tasks.example import Row, Tables
+from deltatune.tasks.example import Row, SplitName, Tables
 from deltatune.tasks.sources.reading import read_rows, sha256
 from deltatune.tasks.text import digest
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FolderSource"]
 
-_SPLITS = ("train", "validation", "test")
+_SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 _COMPLETE = ("complete", "extra")
 
 
@@ -45,14 +45,14 @@ class FolderSource:
         """Returns the rows of `task`.
 
         Raises:
-            DataError: the folder does not hold the task, a file is missing or broken, or its checksum is
-                not that of the manifest.
+            DataError: the folder does not hold the task, a file is missing or broken, or its
+                checksum is not that of the manifest.
         """
         names = self.tasks()
         if task.name not in names:
             raise DataError(f"{self.root}: {UnknownNameError('task folder', task.name, names)}")
         entry = self._manifest().get(task.name, {})
-        splits: dict[str, tuple[Row, ...]] = {}
+        splits: dict[SplitName, tuple[Row, ...]] = {}
         sums: dict[str, str] = {}
         for split in _SPLITS:
             path = self._file(task.name, split)

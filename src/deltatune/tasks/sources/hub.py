@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltatune.core.errors import DataError, UnknownNameError, UnsupportedError
-from deltatune.tasks.example import Row, Tables
+from deltatune.tasks.example import Row, SplitName, Tables
 from deltatune.tasks.specification import HubSpecification
 from deltatune.tasks.text import digest
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 __all__ = ["HubSource"]
 
-_SPLITS = ("train", "validation", "test")
+_SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class HubSource:
     """A dataset of the hub, or a local folder of the same form.
 
-    Without a network the hub's cache on this machine is read. Code of a dataset's repository is never
-    run. Where the record pins no revision, the newest commit is looked up first and named in the notes,
-    so that the same rows can be had again.
+    Without a network the hub's cache on this machine is read. Code of a dataset's repository is
+    never run. Where the record pins no revision, the newest commit is looked up first and named in
+    the notes, so that the same rows can be had again.
 
     Attributes:
         specification: dataset, configuration and revision.
@@ -42,7 +42,7 @@ class HubSource:
         """
         wanted = self.specification
         content, revision = self._load(task)
-        splits: dict[str, tuple[Row, ...]] = {}
+        splits: dict[SplitName, tuple[Row, ...]] = {}
         for name in _SPLITS:
             if name not in content:
                 continue
@@ -59,7 +59,8 @@ class HubSource:
         content_digest = digest(
             {name: [dict(row.values) for row in rows] for name, rows in splits.items()}
         )
-        note = f"Hub dataset {wanted.dataset}, revision {revision or 'local'}, content {content_digest}."
+        at = revision or "local"
+        note = f"Hub dataset {wanted.dataset}, revision {at}, content {content_digest}."
         return Tables(splits, f"hub {wanted.dataset}", "complete", content_digest, (note,))
 
     def _load(self, task: Task) -> tuple[Any, str | None]:
@@ -85,16 +86,18 @@ class HubSource:
 
     def _place(self) -> tuple[str, str | None]:
         """Returns what to load (hub id or folder) and its commit."""
-        import httpx
         from huggingface_hub import HfApi, snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError
 
         wanted = self.specification
         if Path(wanted.dataset).is_dir():
             return wanted.dataset, None
         try:
-            return wanted.dataset, HfApi().dataset_info(wanted.dataset, revision=wanted.revision).sha
-        except (HfHubHTTPError, httpx.HTTPError, OSError):
+            return wanted.dataset, HfApi().dataset_info(
+                wanted.dataset, revision=wanted.revision
+            ).sha
+        except Exception:
+            # No network, no such dataset, or whatever else the HTTP client of the day raises: what
+            # lies in the hub's cache may do, and if it does not, its error is the one to show.
             folder = snapshot_download(
                 wanted.dataset,
                 repo_type="dataset",

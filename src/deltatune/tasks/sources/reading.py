@@ -35,8 +35,8 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     """Returns the rows of a data file, in order.
 
     Raises:
-        DataError: the file is missing, empty, truncated, of an unknown format, or has a broken line;
-            the message names the file and the line.
+        DataError: the file is missing, empty, truncated, of an unknown format, or has a broken
+            line; the message names the file and the line.
     """
     name = file_format(path)
     if name is None:
@@ -48,7 +48,9 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     try:
         rows = tuple(FORMATS[name](path, place))
     except UnicodeDecodeError as error:
-        raise DataError(f"{place.next}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
+        raise DataError(
+            f"{place.next}: not UTF-8 ({error.reason}). Save the file as UTF-8."
+        ) from error
     except (EOFError, zlib.error, OSError) as error:
         raise DataError(
             f"{place.next}: the file ends too early or is damaged ({error}). Copy it again."
@@ -84,12 +86,16 @@ def _json(text: str, place: object) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         shown = text.strip()[:60]
-        raise DataError(f"{place}: not JSON ({error.msg}): {shown!r}. Mend or delete it.") from error
+        raise DataError(
+            f"{place}: not JSON ({error.msg}): {shown!r}. Mend or delete it."
+        ) from error
 
 
 def _record(value: Any, place: object) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise DataError(f"{place}: expected an object with named fields, found {str(value)[:60]!r}.")
+        raise DataError(
+            f"{place}: expected an object with named fields, found {str(value)[:60]!r}."
+        )
     return value
 
 
@@ -123,7 +129,8 @@ def _separated(separator: str) -> Callable[[Path, Place], Iterator[Row]]:
                     if len(values) != len(header):
                         raise DataError(
                             f"{place}: {len(values)} values, but the header names {len(header)} "
-                            f"columns ({', '.join(header)[:80]}). Is a quote or a separator missing?"
+                            f"columns ({', '.join(header)[:80]}). Is a quote or a separator "
+                            "missing?"
                         )
                     yield Row(dict(zip(header, values, strict=True)), str(place))
             except csv.Error as error:
