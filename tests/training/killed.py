@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Callable
+from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 from tests.training.standin import StandIn, accuracy, collate, make_rows, quick
 
+from deltatune.core.errors import DeltatuneError
 from deltatune.training import Result, Steps, fit
 from deltatune.training import checkpoint as checkpoints
 from deltatune.training import log as logs
@@ -67,8 +70,11 @@ def train(
     every: int = 3,
     steps: int = STEPS,
     ready: Event | None = None,
+    largest_file: int | None = None,
 ) -> Result:
     """Trains the stand-in, in parts, with evaluations whose scores go up and down."""
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     torch.set_num_threads(1)
     if moment is not None:
         _arm(moment, count)
@@ -93,3 +99,13 @@ def train(
         validate=lambda: {"accuracy": accuracy(run, rows[:7])},
         folder=folder,
     )
+
+
+def train_into(answers: SimpleQueue[str], folder: Path, **options: Any) -> None:
+    """Trains, and answers with the error it meets."""
+    try:
+        train(folder, **options)
+    except DeltatuneError as error:
+        answers.put(f"{type(error).__name__}: {error}")
+    else:
+        answers.put("done")

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
+from pathlib import Path
 
 from rich.console import Console
 from tests.training.standin import StandIn, collate, make_rows, quick
 
+from deltatune.core.errors import TrainingError
 from deltatune.training import Epochs, choose_progress, fit
 from deltatune.training.progress import PlainProgress, Progress, RichProgress, SilentProgress
 
@@ -58,3 +61,22 @@ def test_messages_are_shown_as_they_are() -> None:
 def test_silence(capsys: object) -> None:
     trained(SilentProgress())
     assert capsys.readouterr() == ("", "")  # type: ignore[attr-defined]
+
+
+def test_going_on_is_said(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    for poisoned in (4, -1, -1):
+        run = StandIn()
+        run.poisoned = poisoned
+        with suppress(TrainingError):
+            fit(
+                run,
+                make_rows(22),
+                collate,
+                settings=quick(),
+                budget=Epochs(1),
+                folder=tmp_path,
+                progress=PlainProgress(stream),
+            )
+    lines = stream.getvalue().splitlines()
+    assert lines.count("goes on after step 3") == 1 and lines[-1] == "done after step 6"

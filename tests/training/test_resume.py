@@ -101,6 +101,20 @@ def test_killed_at_random_times(tmp_path: Path) -> None:
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_disk_that_fills_up_in_the_middle(tmp_path: Path) -> None:
+    """A limit on the size of files: the first checkpoint fits, the next one, with moments, not."""
+    folder, answers = tmp_path / "run", CONTEXT.SimpleQueue()
+    options = {"width": 500, "largest_file": 40_000}
+    process = CONTEXT.Process(target=killed.train_into, args=(answers, folder), kwargs=options)
+    process.start()
+    process.join(120)
+    assert answers.get().startswith("TrainingError: A checkpoint could not be written")
+    content(folder)
+    assert len(events(folder, "step")) == 3
+    assert ended(folder, width=500) == ended(tmp_path / "whole", width=500) == 0
+    assert_same(folder, tmp_path / "whole")
+
+
 class Interrupted(Exception):
     """Ends a run from within, at a forward pass."""
 

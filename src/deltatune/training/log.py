@@ -5,9 +5,12 @@ The log of a run that was killed and started again is that of an uninterrupted o
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +64,8 @@ class Log:
                 f"{self._file.name} has {len(whole)} lines, its checkpoint counts {lines}: it was "
                 "changed. Use another folder, or delete both files to begin afresh."
             )
-        self._file.truncate(sum(len(line) for line in whole[:lines]))
+        with self._explained():
+            self._file.truncate(sum(len(line) for line in whole[:lines]))
         self.lines = lines
 
     def write(self, event: str, **fields: Any) -> None:
@@ -69,23 +73,29 @@ class Log:
         if self._file is None:
             return
         line = json.dumps({"event": event, **fields}, allow_nan=False).encode() + b"\n"
-        try:
+        with self._explained():
             written = self._file.write(line)
-        except OSError as error:
-            raise TrainingError(
-                f"{self._file.name} cannot be written: {error.strerror}. Free space, then start "
-                "the run again to go on from its last checkpoint."
-            ) from error
-        if written != len(line):
-            raise TrainingError(f"{self._file.name} was written in part: the disk is full.")
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.lines += 1
 
     def flush(self) -> None:
         """Makes sure that all lines are on the disk, before a checkpoint counts on them."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with self._explained():
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Lets go of the file and of the folder."""
         if self._file is not None:
             self._file.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"The log of the run cannot be written: {error.strerror}. Free space, then start "
+                "the run again to go on from its last checkpoint."
+            ) from error

@@ -260,7 +260,8 @@ class _Loop:
         self.taker.run.load_trainable_state(trained)
         self.state.restore(found.record, found.tensors)
         self.log.cut(found.record["lines"])
-        self.progress.say(f"goes on after step {self.state.facts.steps}")
+        done = self.state.facts.ending is not None
+        self.progress.say(f"{'done' if done else 'goes on'} after step {self.state.facts.steps}")
         if found.record["made_with"] != _made_with():
             self.progress.say(
                 f"The checkpoint was made with {found.record['made_with']}, this is "

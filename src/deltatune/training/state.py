@@ -186,7 +186,7 @@ class RunState:
         self.sampler.restore(record["epoch"], record["index"])
         self.facts = Facts.read(record["facts"])
         self.best = {
-            name.removeprefix("best/"): tensor
+            name.removeprefix("best/"): tensor.clone()
             for name, tensor in tensors.items()
             if name.startswith("best/")
         }
@@ -200,7 +200,8 @@ class RunState:
                     raise ArtefactError("The checkpoint holds more parameters than the run trains.")
                 parameter = parameters[int(place)]
                 device = torch.device("cpu") if name in host else parameter.device
-                self.optimiser.state[parameter][key] = tensor.to(device)
+                # A copy: what is read from a file may be a view of the file.
+                self.optimiser.state[parameter][key] = tensor.to(device, copy=True)
         for place, values in record["optimiser"].items():
             self.optimiser.state[parameters[int(place)]].update(values)
 
