@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -16,8 +16,15 @@ from deltatune.core.grammar import Expression
 from deltatune.core.method import Method
 from deltatune.core.plan import Plan
 from deltatune.core.plan import plan as plan_expression
+from deltatune.study.cell import Cell, CellResult
+from deltatune.study.comparison import Comparison, run_comparison
+from deltatune.study.runner import Watch
+from deltatune.study.store import JournalStore
+from deltatune.study.summary import Summary, summarise
+from deltatune.training.progress import Progress
+from deltatune.training.settings import Settings
 
-__all__ = ["attach", "load", "plan", "route", "save"]
+__all__ = ["attach", "compare", "evaluate", "load", "plan", "route", "save", "train"]
 
 Methods: TypeAlias = str | Method | Expression
 
@@ -105,3 +112,126 @@ def route(
         slots = [row[1] if row is not None and row[0] is one else None for row in wanted]
         stack.enter_context(one.route(slots))
     return stack
+
+
+def train(
+    backbone: str,
+    task: str,
+    method: Methods,
+    at: str | None = None,
+    *,
+    budget: str = "300 steps",
+    settings: Settings | None = None,
+    seed: int = 0,
+    protocol: str = "clean",
+    data: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    folder: str | Path | None = None,
+    progress: Progress | None = None,
+) -> CellResult:
+    """Trains a method on a task and scores it; the delta is kept in `folder`/delta.
+
+    Args:
+        backbone: a name that `load_backbone` takes.
+        task: a task's id, the path of a record, or of a data file with a text and a label column.
+        method: see `attach`. A head is added where the task needs one.
+        at: see `attach`.
+        budget: "300 steps", "2 epochs", "10 minutes", "1e6 tokens".
+        settings: how to train; its learning rate is the method's preset where it is None.
+        seed: of leaves, order of rows and dropout.
+        protocol: "clean" or "faithful".
+        data: the folder that holds the tasks' rows, or "hub"; else the variable DELTATUNE_DATA.
+        options: `train_rows`, `validation_rows`, `test_rows`, `maximum_source`, `mode`.
+        folder: of the run, which goes on from there if it was interrupted.
+        progress: what shows the run.
+
+    Returns:
+        Scores, counts, times and the place of the delta.
+    """
+    from deltatune.execution import execute
+
+    cell = Cell(
+        backbone=backbone,
+        method=str(Expression.of(method)),
+        at=at,
+        task=task,
+        protocol=protocol,
+        seed=seed,
+        budget=budget,
+        settings=settings or Settings(),
+        options=dict(options or {}),
+    )
+    return execute(
+        cell, data=data, folder=None if folder is None else Path(folder), progress=progress
+    )
+
+
+def evaluate(
+    folder: str | Path,
+    *,
+    task: str | None = None,
+    backbone: str | None = None,
+    split: str = "test",
+    protocol: str = "clean",
+    data: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Scores a saved delta. Backbone and task are those that it was trained with, unless given.
+
+    Raises:
+        BackboneMismatchError: the backbone is another one.
+        ConfigurationError: neither the call nor the delta names a backbone or a task.
+    """
+    from deltatune import execution
+
+    facts = artefact.read(folder).facts
+    backbone, task = backbone or facts.get("backbone"), task or facts.get("task")
+    if backbone is None or task is None:
+        missing = "backbone" if backbone is None else "task"
+        raise ConfigurationError(f"The delta in {folder} names no {missing}. Give {missing}=...")
+    if split not in ("train", "validation", "test"):
+        raise UnknownNameError("split", split, ("train", "validation", "test"))
+    chosen = dict(options or {})
+    record, splits = execution.rows_of(task, protocol, data, chosen)
+    loaded = execution.backbone_for(backbone, record)
+    examples = getattr(splits, split)
+    with execution.attached(artefact.load(loaded.model, folder)):
+        found = execution.evaluate_on(loaded, record, examples, options=chosen)
+    return {
+        "task": record.name,
+        "split": split,
+        "rows": len(examples),
+        "scores": found.scores,
+        "status": splits.status,
+        "notes": [*record.notes, *splits.notes, *found.warnings],
+    }
+
+
+def compare(
+    comparison: Comparison,
+    folder: str | Path,
+    *,
+    data: str | Path | None = None,
+    watch: Watch | None = None,
+) -> Summary:
+    """Runs a comparison, or what is left of it, and returns what it shows.
+
+    Args:
+        comparison: what is compared.
+        folder: of the study: `journal.jsonl`, and the deltas under `cells/`.
+        data: see `train`.
+        watch: told of every cell.
+    """
+    from deltatune import execution
+
+    root = Path(folder)
+    store = JournalStore(root)
+
+    def execute(cell: Cell) -> CellResult:
+        return execution.execute(cell, data=data, folder=root / "cells" / cell.id)
+
+    def describe(backbone: str, task: str) -> dict[str, Any]:
+        return execution.describe(backbone, task, protocol=comparison.protocol, data=data)
+
+    run_comparison(comparison, execute, store, describe=describe, watch=watch)
+    return summarise(store)

@@ -47,7 +47,7 @@ from deltatune.core.errors import (
     UnsupportedError,
 )
 
-__all__ = ["Backbone", "Form", "load_architecture", "load_backbone"]
+__all__ = ["Backbone", "Form", "form_of", "load_architecture", "load_backbone"]
 
 Form = Literal["encoder_decoder", "decoder", "encoder"]
 
@@ -129,6 +129,15 @@ def load_backbone(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Backbone(name, model, tokenizer, form, commit)
+
+
+def form_of(name: str, *, revision: str | None = None) -> Form:
+    """Returns what a backbone reads and writes, from its configuration alone.
+
+    Raises DeltatuneError as `load_backbone`; weights and tokenizer may be absent.
+    """
+    config, _ = _configuration(name, _locate(name, revision), revision)
+    return _form(config)
 
 
 def load_architecture(
