@@ -16,7 +16,17 @@ from pathlib import Path
 
 __all__ = ["DECIDING", "LIBRARIES", "code_lines", "code_version"]
 
-DECIDING = ("core", "primitives", "methods", "backbones", "tasks", "training", "evaluation")
+# What of ours decides a result; what only stores or shows results does not.
+DECIDING = (
+    "backbones",
+    "core",
+    "evaluation",
+    "execution.py",
+    "methods",
+    "primitives",
+    "tasks",
+    "training",
+)
 LIBRARIES = (
     "accelerate",
     "datasets",
@@ -101,7 +111,8 @@ def _files(root: Path, methods: tuple[str, ...] | None) -> Iterator[Path]:
     stems = {path.stem for path in (root / "methods").glob("*.py")}
     used = stems if methods is None or not stems.issuperset(methods) else set(methods)
     for package in DECIDING:
-        for path in sorted((root / package).rglob("*")):
+        whole = root / package
+        for path in [whole] if whole.is_file() else sorted(whole.rglob("*")):
             is_public_method = package == "methods" and not path.stem.startswith("_")
             if path.suffix in {".py", ".yaml", ".csv"} and (
                 not is_public_method or path.stem in used
