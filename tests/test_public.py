@@ -10,15 +10,28 @@ import pytest
 import deltatune
 
 PUBLIC = {
+    "Comparison",
+    "Delta",
     "DeltatuneError",
+    "Epochs",
+    "Run",
+    "Seconds",
+    "Settings",
+    "Steps",
+    "Task",
+    "Tokens",
     "__version__",
     "attach",
     "compare",
     "evaluate",
+    "find_task",
+    "fit",
     "load",
     "load_backbone",
     "parse",
     "plan",
+    "route",
+    "save",
     "train",
 }
 HEAVY = {"torch", "transformers", "accelerate", "sklearn", "scipy", "datasets", "numpy", "pydantic"}

@@ -9,35 +9,69 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deltatune.api import attach, compare, evaluate, load, plan, train
+    from deltatune.api import attach, compare, evaluate, load, plan, route, save, train
     from deltatune.backbones.load import load_backbone
+    from deltatune.core.delta import Delta
     from deltatune.core.errors import DeltatuneError
     from deltatune.core.grammar import parse
+    from deltatune.core.run import Run
+    from deltatune.study.comparison import Comparison
+    from deltatune.tasks.records import find_task
+    from deltatune.tasks.task import Task
+    from deltatune.training.budget import Epochs, Seconds, Steps, Tokens
+    from deltatune.training.loop import fit
+    from deltatune.training.settings import Settings
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
+    "Delta",
     "DeltatuneError",
+    "Epochs",
+    "Run",
+    "Seconds",
+    "Settings",
+    "Steps",
+    "Task",
+    "Tokens",
     "__version__",
     "attach",
     "compare",
     "evaluate",
+    "find_task",
+    "fit",
     "load",
     "load_backbone",
     "parse",
     "plan",
+    "route",
+    "save",
     "train",
 ]
 
 _HOMES = {
+    "Comparison": "deltatune.study.comparison",
+    "Delta": "deltatune.core.delta",
     "DeltatuneError": "deltatune.core.errors",
+    "Epochs": "deltatune.training.budget",
+    "Run": "deltatune.core.run",
+    "Seconds": "deltatune.training.budget",
+    "Settings": "deltatune.training.settings",
+    "Steps": "deltatune.training.budget",
+    "Task": "deltatune.tasks.task",
+    "Tokens": "deltatune.training.budget",
     "attach": "deltatune.api",
     "compare": "deltatune.api",
     "evaluate": "deltatune.api",
+    "find_task": "deltatune.tasks.records",
+    "fit": "deltatune.training.loop",
     "load": "deltatune.api",
     "load_backbone": "deltatune.backbones.load",
     "parse": "deltatune.core.grammar",
     "plan": "deltatune.api",
+    "route": "deltatune.api",
+    "save": "deltatune.api",
     "train": "deltatune.api",
 }
 

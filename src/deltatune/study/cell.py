@@ -84,7 +84,7 @@ class Cell(Strict):
         protocol: the rule by which the task's rows are split ("clean" or "faithful").
         data: the version of the task's record and a digest of its rows; None where unknown.
         seed: of everything that is drawn: leaves, order of rows, dropout.
-        budget: how long to train, "300 steps"; any spelling is brought into one.
+        budget: how long to train, "300 steps" or `Steps(300)`; brought into one spelling.
         settings: how to train. Its seed is always that of the cell.
         options: what else the run depends on, by name: row limits, lengths.
         code: the code version, see `study.source.code_version`.
@@ -103,10 +103,10 @@ class Cell(Strict):
     options: dict[str, int | float | str | bool | None] = Field(default_factory=dict)
     code: str = ""
 
-    @field_validator("budget")
+    @field_validator("budget", mode="before")
     @classmethod
-    def _canonical_budget(cls, value: str) -> str:
-        return str(parse_budget(value))
+    def _canonical_budget(cls, value: object) -> str:
+        return str(parse_budget(str(value)))
 
     @model_validator(mode="before")
     @classmethod

@@ -16,6 +16,7 @@ from deltatune.study.runner import Execute, Outcome, Watch, run
 from deltatune.study.select import Choice, Grid, beyond, choose
 from deltatune.study.source import code_version
 from deltatune.study.store import Note, Store
+from deltatune.training.budget import parse as parse_budget
 from deltatune.training.settings import Settings
 
 __all__ = ["NOTE", "Comparison", "Describe", "Group", "preset", "run_comparison"]
@@ -57,6 +58,11 @@ class Comparison(Strict):
     per: Literal["arm", "task"] = "arm"
     protocol: str = "clean"
     options: dict[str, int | float | str | bool | None] = Field(default_factory=dict)
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _canonical_budget(cls, value: object) -> str:
+        return str(parse_budget(str(value)))
 
     @field_validator("methods")
     @classmethod
