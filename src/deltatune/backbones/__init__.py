@@ -1,4 +1,4 @@
-"""Backbones: what models call things, how they store them, and the seams of their token sequences."""
+"""Backbones: what models call things, how they store them, and the seams of their sequences."""
 
 from deltatune.backbones import roles, storage, virtual_tokens
 

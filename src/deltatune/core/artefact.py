@@ -24,12 +24,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deltatune.core.delta import Delta, attach, layout
+from deltatune.core.delta import Delta, attach
 from deltatune.core.errors import ArtefactError, BackboneMismatchError
 from deltatune.core.fingerprint import Fingerprint, fingerprint
 from deltatune.core.grammar import Expression, parse
 from deltatune.core.host import host_of
 from deltatune.core.in_place import InPlaceBank
+from deltatune.core.layout import layout
 
 __all__ = ["Artefact", "backbone_of", "load", "read", "save", "stored_tensors"]
 
@@ -161,8 +162,8 @@ def read(folder: str | Path) -> Artefact:
         raise ArtefactError(f"{path / _JSON} cannot be read: {error}.") from None
     if isinstance(content, dict) and content.get("version", 1) != 1:
         raise ArtefactError(
-            f"{path} is written in version {content['version']} of the format; this library reads version 1. "
-            "Upgrade deltatune."
+            f"{path} is written in version {content['version']} of the format; this library reads "
+            "version 1. Upgrade deltatune."
         )
     try:
         artefact = Artefact.model_validate(content)
@@ -172,8 +173,8 @@ def read(folder: str | Path) -> Artefact:
         raise ArtefactError(f"{path / _JSON}: {where}: {first['msg']}.") from None
     if size != artefact.size:
         raise ArtefactError(
-            f"{path / _TENSORS} has {size:,} bytes, not {artefact.size:,}: it is truncated or was replaced. "
-            "Fetch it again."
+            f"{path / _TENSORS} has {size:,} bytes, not {artefact.size:,}: it is truncated or was "
+            "replaced. Fetch it again."
         )
     if _sha256(path / _TENSORS) != artefact.sha256:
         raise ArtefactError(
@@ -193,9 +194,10 @@ def load(model: nn.Module, folder: str | Path, *, seed: int = 0) -> Delta:
     found = fingerprint(model, originals=_originals(model), excluded=artefact.backbone.excluded)
     difference = artefact.backbone.difference(found)
     if difference is not None:
+        made_for = artefact.backbone.name or artefact.backbone.kind
         raise BackboneMismatchError(
-            f"The delta in {folder} was made for {artefact.backbone.name or artefact.backbone.kind}; "
-            f"this model is {difference}. Load that backbone, or train the delta anew on this one."
+            f"The delta in {folder} was made for {made_for}; this model is {difference}. "
+            "Load that backbone, or train the delta anew on this one."
         )
     expression = parse(artefact.method)
     tensors = _tensors(model, Path(folder), artefact, expression)
@@ -221,8 +223,8 @@ def _tensors(
         wrong = sorted(n for n in {*expected, *listed} if expected.get(n) != listed.get(n))
         name = wrong[0]
         raise ArtefactError(
-            f"{folder}: {artefact.method} needs {name} of shape {expected.get(name, 'none')}, the file lists "
-            f"{listed.get(name, 'none')} ({len(wrong)} such)."
+            f"{folder}: {artefact.method} needs {name} of shape {expected.get(name, 'none')}, "
+            f"the file lists {listed.get(name, 'none')} ({len(wrong)} such)."
         )
     try:
         with safe_open(folder / _TENSORS, "pt") as file:
@@ -238,7 +240,7 @@ def _tensors(
 
 
 def _publish(part: Path, target: Path) -> None:
-    """Renames the finished folder to its place; a former one disappears only after that succeeded."""
+    """Renames the finished folder to its place; a former one goes only after that succeeded."""
     for file in part.iterdir():
         descriptor = os.open(file, os.O_RDONLY)
         try:

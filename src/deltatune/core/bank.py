@@ -111,7 +111,8 @@ class Bank(nn.Module):
         """All rows, [K, n]."""
         rows = list(self.slots)
         if len(rows) == 1:
-            return rows[0].unsqueeze(0)
+            alone: Tensor = rows[0].unsqueeze(0)
+            return alone
         if not _adjacent(rows):
             self.pack()
         buffer = (
@@ -135,7 +136,7 @@ class Bank(nn.Module):
         self._opened = None
 
     def stacked(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Every leaf with its slot axis, [K, *shape], cast to `dtype`; the fixed ones as they are."""
+        """Every leaf with its slot axis, [K, *shape], in `dtype`; the fixed ones as they are."""
         if self._opened is not None and dtype in self._opened:
             return self._opened[dtype]
         pieces = torch.split(self.joined().to(dtype), self.sizes, dim=1)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from deltatune.core.bank import Bank
 from deltatune.core.errors import UnsupportedError
 from deltatune.core.leaf import generator
 from deltatune.core.method import Leaves, Method
@@ -54,6 +55,7 @@ class Link:
 
     @property
     def live(self) -> bool:
+        """Whether it acts just now; what is merged acts through the weights."""
         return self.delta.enabled and not self.delta.merged
 
     @property
@@ -77,8 +79,10 @@ class Link:
 
     def stacked(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The leaves of this site with their slot axis, in `dtype`."""
-        bank = self.delta.bank.stacked(dtype)
-        return {name: bank[key] for name, key in self.names.items()}
+        bank = self.delta.bank
+        assert isinstance(bank, Bank)
+        held = bank.stacked(dtype)
+        return {name: held[key] for name, key in self.names.items()}
 
     def leaves(self, slot: int) -> dict[str, Tensor]:
         """The leaves of this site for one slot, in fp32."""
@@ -89,9 +93,11 @@ class Link:
         return fit(self.delta.rows, size)
 
     def cut(self, y: Tensor) -> Tensor:
+        """The features of the module's output that the site is."""
         return y if self.site.rows is None else y[..., slice(*self.site.rows)]
 
     def paste(self, y: Tensor, part: Tensor) -> Tensor:
+        """The module's output with the site's features replaced. Undoes `cut`."""
         if self.site.rows is None:
             return part
         start, stop = self.site.rows
@@ -114,7 +120,7 @@ class Link:
     def fold(
         self, values: dict[str, Tensor | None], base: Mapping[str, Tensor], p: Leaves
     ) -> dict[str, Tensor | None]:
-        """New values of the module's parameters, fp32, from those after the links before this one."""
+        """New values of the module's parameters, fp32, from those after the links before it."""
         if self.method.face == "select":
             folded = dict(values)
             for name, form in self.forms.items():
@@ -163,6 +169,7 @@ class Chain:
 
     @property
     def unused(self) -> bool:
+        """Whether nothing is left to do at the module."""
         return not (self.links or self.entries or self.arounds)
 
     def remove(self) -> None:
@@ -175,6 +182,7 @@ class Chain:
                     self.module.__dict__[slot] = self.previous
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's call, within what was put around it; the first around is the outermost."""
         self.called = True
         call: Inner = self.run
         for around in reversed(self.arounds):
@@ -182,11 +190,16 @@ class Chain:
         return call(*args, **kwargs)
 
     def base(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward that was there before the chain."""
         if self.previous is not None:
             return self.previous(*args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's call with all links that are live: folds first, then outputs.
+
+        Raises UnsupportedError where an output face meets something that is no tensor.
+        """
         for link in self.entries:
             if link.live:
                 link.entry_input = args[0]
@@ -209,6 +222,7 @@ class Chain:
         return (y, *output[1:]) if isinstance(output, tuple) else y
 
     def act(self, link: Link, args: tuple[Any, ...], y: Tensor) -> Tensor:
+        """The output after one output face, [rows, ..., features]."""
         x = link.entry_input if link.site.entry is not None else args[0] if args else y
         link.entry_input = None
         assert x is not None
@@ -221,8 +235,8 @@ class Chain:
         size = args[0].shape[0]
         uniform = all(link.rows(size).uniform is not None for link in links)
         roads = [self._road(link, uniform) for link in links]
-        # Only what comes after the last fold of the weight may be added to the output: folds see the
-        # weight as the deltas before them left it.
+        # Only what comes after the last fold of the weight may be added to the output: folds see
+        # the weight as the deltas before them left it.
         last = max((k for k, road in enumerate(roads) if road == "fold"), default=-1)
         folded = [link for k, link in enumerate(links) if k <= last or roads[k] == "bias"]
         fast = [link for k, link in enumerate(links) if k > last and roads[k] == "fast"]

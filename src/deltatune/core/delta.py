@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,73 +16,20 @@ from torch import Tensor, nn
 
 from deltatune.core.bank import Bank
 from deltatune.core.chain import Link
-from deltatune.core.errors import ConfigurationError, StateError, TargetError, UnsupportedError
+from deltatune.core.errors import ConfigurationError, StateError, UnsupportedError
 from deltatune.core.grammar import Expression
 from deltatune.core.host import Host, host_of
-from deltatune.core.in_place import InPlaceBank, in_place_leaves
-from deltatune.core.leaf import Leaf
+from deltatune.core.in_place import InPlaceBank
+from deltatune.core.layout import Part, layout
 from deltatune.core.method import Method
 from deltatune.core.rows import Rows
 from deltatune.core.seam import SEAMS
 from deltatune.core.select import Form
 from deltatune.core.site import Site
-from deltatune.core.storage import storage_of
-from deltatune.core.target import find_sites
 
-__all__ = ["Delta", "Part", "attach", "deltas_of", "layout"]
+__all__ = ["Delta", "attach", "deltas_of"]
 
 _ALONE = Rows((0,))
-
-
-@dataclass(frozen=True)
-class Part:
-    """One method of an expression with its sites on a model.
-
-    Attributes:
-        key: the prefix of its leaves: the method's name, with a number where it occurs again.
-        names: for each site, the method's leaf names to full names.
-        leaves: full names to descriptions, tied ones once.
-    """
-
-    key: str
-    method: Method
-    sites: tuple[Site, ...]
-    names: tuple[Mapping[str, str], ...]
-    leaves: Mapping[str, Leaf]
-
-
-def layout(model: nn.Module, expression: Expression) -> tuple[Part, ...]:
-    """The sites and leaves of an expression on a model. Changes nothing and reads no weight.
-
-    Raises:
-        TargetError: a target matches nothing, or what its method cannot use.
-        UnsupportedError: the backbone cannot take the face.
-    """
-    parts: list[Part] = []
-    for method in expression.methods:
-        same = sum(part.method.name == method.name for part in parts)
-        key = method.name if not same else f"{method.name}.{same + 1}"
-        if method.in_place:
-            parts.append(Part(key, method, (), (), in_place_leaves(model, key)))
-            continue
-        if method.face in SEAMS:
-            found = SEAMS[method.face].sites(model, method.target)
-        else:
-            found = find_sites(model, method.target, method.face)
-        sites = tuple(method.choose(found))
-        names: list[dict[str, str]] = []
-        leaves: dict[str, Leaf] = {}
-        for site in sites:
-            own = method.init(site)
-            names.append({n: f"{key}/{leaf.tie or site.name}/{n}" for n, leaf in own.items()})
-            leaves |= {names[-1][n]: leaf for n, leaf in own.items()}
-        if not leaves:
-            raise TargetError(
-                f"{method.name} finds nothing to tune at {method.target!r}. "
-                "Choose a target whose modules have what it tunes."
-            )
-        parts.append(Part(key, method, sites, tuple(names), leaves))
-    return tuple(parts)
 
 
 class Delta(nn.Module):
@@ -146,6 +92,7 @@ class Delta(nn.Module):
 
     @property
     def expression(self) -> Expression:
+        """The methods of slot 0."""
         return self.expressions[0]
 
     @property
@@ -284,8 +231,8 @@ class Delta(nn.Module):
                 for name in set[str]().union(*(link.touched for link in links)) & set(values):
                     if chain.module._parameters.get(name) is None:
                         raise UnsupportedError(
-                            f"{path} has no {name}: {self.name} created one, and merging it would change "
-                            "the backbone's architecture. Keep the delta attached."
+                            f"{path} has no {name}: {self.name} created one, and merging it would "
+                            "change the backbone's architecture. Keep the delta attached."
                         )
                     written[f"{path}.{name}"] = values[name]
         for full, value in written.items():
@@ -332,21 +279,22 @@ class Delta(nn.Module):
         for link in self.links:
             if link.method.face not in ("weight", "select"):
                 raise UnsupportedError(
-                    f"{link.method.name} acts on activations, so it cannot be written into weights. "
-                    "Keep it attached."
+                    f"{link.method.name} acts on activations, so it cannot be written into "
+                    "weights. Keep it attached."
                 )
             for name in link.touched:
                 parameter = link.site.parameters.get(name)
                 if parameter is not None and owners[id(parameter)] > 1:
                     raise UnsupportedError(
-                        f"{link.site.path}.{name} is tied to another module, which merging would change "
-                        "too. Keep the delta attached."
+                        f"{link.site.path}.{name} is tied to another module, which merging would "
+                        "change too. Keep the delta attached."
                     )
-            before = [k for k in host.chain(link.site.module).links if not k.delta.merged][0].delta
-            if before is not self:
-                raise StateError(f"Merge {before.name} first: it acts before {self.name}.")
+            first = next(k for k in host.chain(link.site.module).links if not k.delta.merged)
+            if first.delta is not self:
+                raise StateError(f"Merge {first.delta.name} first: it acts before {self.name}.")
 
     def extra_repr(self) -> str:
+        """What its repr says."""
         return f"{self.name}, slots={self.slots}, trainable={self.bank.numel:,}"
 
 
@@ -384,15 +332,14 @@ def attach(
     plain = {_without_slot_fields(expression) for expression in expressions}
     if len(plain) > 1:
         raise ConfigurationError(
-            f"The slots of one bank hold one method each of the same shape; found {', '.join(map(str, plain))}. "
-            "Attach different methods as different deltas."
+            "The slots of one bank hold one method each of the same shape; found "
+            f"{', '.join(map(str, plain))}. Attach different methods as different deltas."
         )
     _check_alone(model, expressions)
     layouts = [layout(model, expression) for expression in expressions]
     described = [
         {n: leaf for part in parts for n, leaf in part.leaves.items()} for parts in layouts
     ]
-    _check_weights(layouts[0])
     host = host_of(model)
     delta = Delta(host or Host(model), expressions, layouts[0], seeds)
     try:
@@ -417,9 +364,10 @@ def _check_alone(model: nn.Module, expressions: Sequence[Expression]) -> None:
     crowded = len(expressions) > 1 or any(len(expression.methods) > 1 for expression in expressions)
     held = [delta for delta in deltas_of(model) if control or isinstance(delta.bank, InPlaceBank)]
     if (control and crowded) or held:
+        names = f" (attached: {', '.join(delta.name for delta in held)})" if held else ""
         raise StateError(
-            "A control that trains the backbone in place stands alone: one slot, no other method, no other "
-            f"delta{' (attached: ' + ', '.join(d.name for d in held) + ')' if held else ''}."
+            "A control that trains the backbone in place stands alone: one slot, no other method, "
+            f"no other delta{names}."
         )
 
 
@@ -435,12 +383,3 @@ def _without(method: Method) -> Method:
         for field in dataclasses.fields(method)
     }
     return type(method)(**kept)
-
-
-def _check_weights(parts: Sequence[Part]) -> None:
-    for part in parts:
-        for site in part.sites:
-            if part.method.face == "weight" and not storage_of(site.module).linear:
-                raise TargetError(
-                    f"{part.method.name} needs a linear weight; {site.path} is a {type(site.module).__name__}."
-                )

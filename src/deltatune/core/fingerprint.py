@@ -56,12 +56,13 @@ class Fingerprint(BaseModel):
         known = None not in (self.weights, other.weights)
         same_dtype = self.dtype == other.dtype
         mine, theirs = (
-            (self.weights, other.weights)
-            if same_dtype
-            else (self.weights_bf16, other.weights_bf16)
+            (self.weights, other.weights) if same_dtype else (self.weights_bf16, other.weights_bf16)
         )
         if known and mine != theirs:
-            return f"the same architecture with other weights ({other.name or 'unnamed'}, not {self.name or 'unnamed'})"
+            return (
+                "the same architecture with other weights "
+                f"({other.name or 'unnamed'}, not {self.name or 'unnamed'})"
+            )
         return None
 
 

@@ -39,7 +39,8 @@ class Expression:
         if isinstance(value, str):
             return parse(value)
         raise ConfigurationError(
-            f"A method is a value like LoRA(rank=8) or a text like 'lora(rank=8)'; found {type(value).__name__}."
+            "A method is a value like LoRA(rank=8) or a text like 'lora(rank=8)'; found "
+            f"{type(value).__name__}."
         )
 
     def at(self, target: str | None) -> Expression:
@@ -119,8 +120,8 @@ def _methods(node: ast.expr, text: str) -> Iterator[Method]:
             yield build(name, dict(_argument(k, text) for k in keywords))
         case _:
             raise ConfigurationError(
-                f"{ast.unparse(node)!r} in {text!r} is not a method. Write name or name(field=value, ...), "
-                "joined by '+'; every argument is named."
+                f"{ast.unparse(node)!r} in {text!r} is not a method. Write name or "
+                "name(field=value, ...), joined by '+'; every argument is named."
             )
 
 
@@ -131,6 +132,6 @@ def _argument(keyword: ast.keyword, text: str) -> tuple[str, Any]:
         return keyword.arg, ast.literal_eval(keyword.value)
     except ValueError:
         raise ConfigurationError(
-            f"The value of {keyword.arg or '**'} in {text!r} must be a number, a quoted text, True, False or "
-            f"None; found {ast.unparse(keyword.value)!r}."
+            f"The value of {keyword.arg or '**'} in {text!r} must be a number, a quoted text, "
+            f"True, False or None; found {ast.unparse(keyword.value)!r}."
         ) from None

@@ -19,8 +19,7 @@ __all__ = ["InPlaceBank", "in_place_leaves"]
 def in_place_leaves(model: nn.Module, key: str) -> dict[str, Leaf]:
     """One leaf for each distinct parameter of the model."""
     return {
-        f"{key}/{name}": zeros(*parameter.shape)
-        for name, parameter in model.named_parameters()
+        f"{key}/{name}": zeros(*parameter.shape) for name, parameter in model.named_parameters()
     }
 
 

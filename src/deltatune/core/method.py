@@ -91,11 +91,12 @@ class Method(abc.ABC):
             raise ConfigurationError(f"dropout must lie in [0, 1); it is {self.dropout}.")
         if self.dropout and not self.has_fast():
             raise ConfigurationError(
-                f"{self.name} takes no dropout: it has no input of its own to drop. Leave dropout at 0."
+                f"{self.name} takes no dropout: it has no input of its own to drop. "
+                "Leave dropout at 0."
             )
         self.check()
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027  (most methods have nothing to check)
         """Raises ConfigurationError for values that cannot be meant."""
 
     def init(self, site: Site) -> Mapping[str, Leaf]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from deltatune.core.delta import layout
 from deltatune.core.grammar import Expression
+from deltatune.core.layout import layout
 
 __all__ = ["Memory", "Plan", "PlannedSite", "plan"]
 

@@ -23,8 +23,8 @@ class Registry(Mapping[str, T], Generic[T]):
 
     Args:
         kind: what an entry is, in the singular; used in messages.
-        source: the package that fills the registry, imported when it is first asked. A lower package
-            thus learns of a higher one's entries without importing it.
+        source: the package that fills the registry, imported when it is first asked. A lower
+            package thus learns of a higher one's entries without importing it.
     """
 
     def __init__(self, kind: str, *, source: str | None = None) -> None:

@@ -41,7 +41,7 @@ class Family:
 
 FAMILIES: Registry[Family] = Registry("family", source="deltatune.backbones")
 
-# What the parts of a block are called where no table speaks: last part of the module's name to role.
+# What the parts of a block are called where no table speaks: last part of the name to role.
 _NAMES: tuple[tuple[str, str], ...] = (
     (r"(q|query|q_proj|q_lin|query_proj|wq|to_q|q_linear|query_layer)", "q"),
     (r"(k|key|k_proj|k_lin|key_proj|wk|to_k|k_linear|key_layer)", "k"),

@@ -70,7 +70,8 @@ def fit(rows: Rows, size: int) -> Rows:
         return rows
     if size % len(rows.slots):
         raise ConfigurationError(
-            f"The batch has {size} rows, the routing {len(rows.slots)}. Route every row of the batch."
+            f"The batch has {size} rows, the routing {len(rows.slots)}. "
+            "Route every row of the batch."
         )
     return _repeated(rows.slots, size // len(rows.slots))
 

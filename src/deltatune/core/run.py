@@ -41,8 +41,9 @@ class Run(nn.Module):
             dead = self.delta.dead_sites()
             if dead:
                 raise StateError(
-                    f"{len(dead)} sites of {self.delta.name} are never called by this model, {dead[0]} first: they "
-                    "would train nothing. Choose a target whose modules take part in the forward pass."
+                    f"{len(dead)} sites of {self.delta.name} are never called by this model, "
+                    f"{dead[0]} first: they would train nothing. Choose a target whose modules "
+                    "take part in the forward pass."
                 )
             self.checked = True
         return output

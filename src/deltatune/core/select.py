@@ -49,9 +49,11 @@ class Difference(Form):
     additive = True
 
     def leaves(self, site: Site, parameter: str) -> Mapping[str, Leaf]:
+        """See Form."""
         return {parameter: zeros(*_shape(site, parameter))}
 
     def fold(self, incoming: Tensor, base: Tensor, p: Mapping[str, Tensor], name: str) -> Tensor:
+        """See Form."""
         del base
         return incoming + p[name]
 
@@ -63,9 +65,11 @@ class Values(Form):
     """
 
     def leaves(self, site: Site, parameter: str) -> Mapping[str, Leaf]:
+        """See Form."""
         return {parameter: given(_shape(site, parameter), _Copy(site, parameter))}
 
     def fold(self, incoming: Tensor, base: Tensor, p: Mapping[str, Tensor], name: str) -> Tensor:
+        """See Form."""
         return p[name] if incoming is base else incoming + (p[name] - base)
 
 
@@ -83,12 +87,14 @@ class Sparse(Form):
     indices: Fill
 
     def leaves(self, site: Site, parameter: str) -> Mapping[str, Leaf]:
+        """See Form."""
         return {
             parameter: zeros(self.count),
             f"{parameter}.indices": fixed((self.count,), self.indices, torch.int64),
         }
 
     def fold(self, incoming: Tensor, base: Tensor, p: Mapping[str, Tensor], name: str) -> Tensor:
+        """See Form."""
         del base
         added = incoming.flatten().index_add(0, p[f"{name}.indices"], p[name])
         return added.view_as(incoming)

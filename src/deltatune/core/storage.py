@@ -17,7 +17,7 @@ __all__ = ["Storage", "add_storage", "storage_of", "wide"]
 
 
 class Storage(abc.ABC):
-    """One way of keeping a weight. `weight` below is as the module keeps it; a view is (out, in)."""
+    """One way of keeping a weight. `weight` is as the module keeps it; a view is (out, in)."""
 
     linear: bool = False  #: whether the module is y = x Wᵀ + b
     adds_bias: bool = False  #: whether its bias is added to its output

@@ -2,18 +2,19 @@
 
 A target is a union of terms, `|` between them. A term is one of
 
-| term | means |
-|---|---|
-| `attention.q`, `cross_attention.v`, `encoder.attention.k`, `ffn.up`, `norm`, `embedding`, `head` | roles: every part named must hold |
-| `block[8:]`, `encoder.block[-1]`, `block[0].ffn.down` | the same, in some blocks; alone: every module in them |
-| `attention`, `ffn` | the sublayer: for an output face the span from its input to its output projection, else its projections |
-| `linear`, `block.linear` | every linear module outside of heads |
-| `q_proj`, `layers.0.mlp.*` | module names: whole, by their last parts, or a glob on the whole name |
-| `re:.*(q|v)_proj` | a regular expression on the whole name |
-| `type:LlamaMLP` | the class of a module |
+- roles, every part of which must hold: `attention.q`, `cross_attention.v`, `encoder.attention.k`,
+  `ffn.up`, `norm`, `embedding`, `head`;
+- the same in some blocks, `encoder.block[-1].ffn.down`; `block[8:]` alone is every module in them;
+- a sublayer, `attention` or `ffn`: for an output face the span from its input to its output
+  projection, else its projections;
+- `linear`: every linear module outside of heads; `block.linear`: those in blocks;
+- module names, whole, by their last parts, or a glob on the whole name: `q_proj`,
+  `*.layers.0.mlp.*`;
+- `re:.*(q|v)_proj`, a regular expression on the whole name; it must be the last term;
+- `type:LlamaMLP`, the class of a module.
 
-In Python a compiled pattern, a class or a predicate `(name, module) -> bool` can stand for a term
-through `dt.target(...)`. A target that matches nothing is an error that names what is near.
+In Python a compiled pattern, a class or a predicate `(name, module) -> bool` becomes such a text
+through `where(...)`. A target that matches nothing is an error that names what is near.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from deltatune.core.roles import places
 from deltatune.core.site import ATTENTIONS, Place, Site
 from deltatune.core.storage import storage_of
 
-__all__ = ["ROLE_WORDS", "Role", "find_places", "find_sites", "named", "site_at", "terms"]
+__all__ = ["ROLE_WORDS", "Role", "find_places", "find_sites", "named", "site_at", "terms", "where"]
+
+Test = Callable[[str, nn.Module], bool]
 
 _STACKS = ("encoder", "decoder")
 _SUBLAYERS = ("attention", *ATTENTIONS, "ffn")
@@ -173,8 +176,9 @@ def _modules(model: nn.Module, role: Role, matched: Sequence[Place], face: Face)
         if face == "select" and place.share is not None:
             if shares[place.module] < place.share[1]:
                 raise TargetError(
-                    f"{place.module} fuses {place.share[1]} projections; its parameters cannot be selected "
-                    f"for {place.part} alone. Select all of them, or use a weight method such as lora."
+                    f"{place.module} fuses {place.share[1]} projections; its parameters cannot be "
+                    f"selected for {place.part} alone. Select all of them, or use a weight method "
+                    "such as lora."
                 )
             place = replace(place, share=None)
         yield site_at(module, place.module, place)
@@ -227,22 +231,49 @@ def _block_path(place: Place) -> str:
 
 
 def named(model: nn.Module, term: str) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that a term names without roles."""
+    """The modules that a term names without roles. Raises TargetError for a broken pattern."""
+    test = _test(term)
+    for name, module in model.named_modules():
+        if name and test(name, module):
+            yield name, module
+
+
+def _test(term: str) -> Test:
+    if term.startswith("type:"):
+        return lambda _, module: any(kind.__name__ == term[5:] for kind in type(module).__mro__)
     if term.startswith("re:"):
         try:
             pattern = re.compile(term[3:])
         except re.error as error:
-            raise TargetError(f"{term!r} is not a regular expression: {error}.") from None
-        test: Callable[[str, nn.Module], bool] = lambda name, _: bool(pattern.fullmatch(name))
-    elif term.startswith("type:"):
-        test = lambda _, module: any(k.__name__ == term[5:] for k in type(module).__mro__)
-    elif any(mark in term for mark in "*?["):
-        test = lambda name, _: fnmatch.fnmatchcase(name, term)
-    else:
-        test = lambda name, _: name == term or name.endswith("." + term)
-    for name, module in model.named_modules():
-        if name and test(name, module):
-            yield name, module
+            raise TargetError(
+                f"{term!r} is not a regular expression: {error}. Correct it."
+            ) from None
+        return lambda name, _: pattern.fullmatch(name) is not None
+    if any(mark in term for mark in "*?["):
+        return lambda name, _: fnmatch.fnmatchcase(name, term)
+    return lambda name, _: name == term or name.endswith("." + term)
+
+
+def where(test: re.Pattern[str] | type[nn.Module] | Test, model: nn.Module | None = None) -> str:
+    """The target that a pattern, a class or a predicate means, as text, so that it can be saved.
+
+    Args:
+        test: a compiled pattern for whole names, a class of modules, or `(name, module) -> bool`.
+        model: where a predicate is asked; the target then names the modules it found there.
+
+    Raises TargetError for a predicate without a model, or one that finds nothing.
+    """
+    if isinstance(test, re.Pattern):
+        flags = "".join(letter for letter in "aimsx" if test.flags & re.RegexFlag[letter.upper()])
+        return f"re:(?{flags}){test.pattern}" if flags else f"re:{test.pattern}"
+    if isinstance(test, type):
+        return f"type:{test.__name__}"
+    found = [] if model is None else [n for n, m in model.named_modules() if n and test(n, m)]
+    if not found:
+        raise TargetError(
+            "A predicate must be asked of a model, and find a module there; this one found none."
+        )
+    return "re:" + "|".join(map(re.escape, found))
 
 
 def _by_name(model: nn.Module, term: str, known: Sequence[Place]) -> Iterator[Site]:

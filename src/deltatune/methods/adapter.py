@@ -17,36 +17,21 @@ from torch import Tensor
 from deltatune.core.leaf import Leaf
 from deltatune.core.method import Category, Leaves, Method, register
 from deltatune.core.site import Site
-from deltatune.primitives.bottleneck import activation, bottleneck, bottleneck_leaves
+from deltatune.primitives.bottleneck import Bottleneck
 
 
 @register("adapter")
 @dataclass(frozen=True, kw_only=True)
-class Adapter(Method):
-    """A bottleneck behind every sublayer.
+class Adapter(Bottleneck, Method):
+    """A bottleneck behind every sublayer."""
 
-    Attributes:
-        bottleneck: m, the width in the middle.
-        activation: σ: gelu, relu, silu, tanh or identity.
-        bias: whether c and e exist.
-        up_std: standard deviation of U at the start; 0 is the exact identity.
-    """
-
-    bottleneck: int = 64
     activation: str = "gelu"
-    bias: bool = True
-    up_std: float = 0.0
 
     category: ClassVar[Category] = "addition"
     default_at: ClassVar[str] = "attention | ffn"
-    learning_rate: ClassVar[float] = 1e-3
-
-    def check(self) -> None:
-        activation(self.activation)
 
     def init(self, site: Site) -> Mapping[str, Leaf]:
-        width = site.outputs
-        return bottleneck_leaves(width, self.bottleneck, width, bias=self.bias, up_std=self.up_std)
+        return self.leaves(site.outputs, site.outputs)
 
     def output(self, x: Tensor, y: Tensor, p: Leaves) -> Tensor:
-        return y + bottleneck(y, p, self.activation)
+        return y + self.apply(y, p)

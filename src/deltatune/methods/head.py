@@ -49,8 +49,8 @@ class Head(Method):
     def init(self, site: Site) -> Mapping[str, Leaf]:
         if self.labels > site.outputs:
             raise TargetError(
-                f"The head {site.path} has {site.outputs} outputs; {self.labels} labels do not fit. "
-                "Load the backbone with as many labels as its widest task has."
+                f"The head {site.path} has {site.outputs} outputs; {self.labels} labels do not "
+                "fit. Load the backbone with as many labels as its widest task has."
             )
         return {
             "weight": normal(site.outputs, site.inputs, std=0.02),

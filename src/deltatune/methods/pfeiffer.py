@@ -16,37 +16,19 @@ from torch import Tensor
 from deltatune.core.leaf import Leaf
 from deltatune.core.method import Category, Leaves, Method, register
 from deltatune.core.site import Site
-from deltatune.primitives.bottleneck import activation, bottleneck, bottleneck_leaves
+from deltatune.primitives.bottleneck import Bottleneck
 
 
 @register("pfeiffer")
 @dataclass(frozen=True, kw_only=True)
-class Pfeiffer(Method):
-    """A bottleneck behind every feed-forward.
-
-    Attributes:
-        bottleneck: m, the width in the middle.
-        activation: σ: relu in the paper; gelu, silu, tanh or identity.
-        up_std: standard deviation of U at the start; 0 is the exact identity.
-        bias: whether c and e exist.
-    """
-
-    bottleneck: int = 64
-    activation: str = "relu"
-    up_std: float = 0.0
-    bias: bool = True
+class Pfeiffer(Bottleneck, Method):
+    """A bottleneck behind every feed-forward."""
 
     category: ClassVar[Category] = "addition"
     default_at: ClassVar[str] = "ffn"
-    learning_rate: ClassVar[float] = 1e-3
-
-    def check(self) -> None:
-        activation(self.activation)
 
     def init(self, site: Site) -> Mapping[str, Leaf]:
-        m, d = self.bottleneck, site.outputs
-        return bottleneck_leaves(d, m, d, bias=self.bias, up_std=self.up_std)
+        return self.leaves(site.outputs, site.outputs)
 
     def output(self, x: Tensor, y: Tensor, p: Leaves) -> Tensor:
-        added = bottleneck(y, p, self.activation)
-        return y + added
+        return y + self.apply(y, p)

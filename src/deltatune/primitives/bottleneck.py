@@ -3,48 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deltatune.core.errors import UnknownNameError
+from deltatune.core.errors import ConfigurationError, UnknownNameError
 from deltatune.core.leaf import Leaf, normal, zeros
 
-__all__ = ["activation", "bottleneck", "bottleneck_leaves"]
+__all__ = ["ACTIVATIONS", "Bottleneck"]
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
+    "identity": _identity,
     "relu": torch.relu,
     "silu": functional.silu,
     "tanh": torch.tanh,
-    "identity": lambda x: x,
 }
 
 
-def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """The nonlinearity called `name`. Raises UnknownNameError."""
-    if name not in _ACTIVATIONS:
-        raise UnknownNameError("activation", name, _ACTIVATIONS)
-    return _ACTIVATIONS[name]
+@dataclass(frozen=True, kw_only=True)
+class Bottleneck:
+    """What methods with a bottleneck have in common; a method says where it hangs.
 
-
-def bottleneck_leaves(
-    inputs: int, middle: int, outputs: int, *, bias: bool, up_std: float
-) -> dict[str, Leaf]:
-    """D [middle, inputs], U [outputs, middle] and, with `bias`, c [middle] and e [outputs].
-
-    D keeps the variance of its input. U is zero at `up_std` 0, so that the bottleneck starts as
-    nothing.
+    Attributes:
+        bottleneck: m, the width in the middle.
+        activation: σ: gelu, relu, silu, tanh or identity.
+        bias: whether c and e exist.
+        up_std: standard deviation of U at the start; 0 is the exact identity.
     """
-    weights = {
-        "D": normal(middle, inputs, std=inputs**-0.5),
-        "U": normal(outputs, middle, std=up_std) if up_std else zeros(outputs, middle),
-    }
-    return weights | ({"c": zeros(middle), "e": zeros(outputs)} if bias else {})
 
+    bottleneck: int = 64
+    activation: str = "relu"
+    bias: bool = True
+    up_std: float = 0.0
 
-def bottleneck(x: Tensor, p: Mapping[str, Tensor], name: str) -> Tensor:
-    """BN(x), [..., outputs], with the nonlinearity called `name`."""
-    hidden = activation(name)(functional.linear(x, p["D"], p.get("c")))
-    return functional.linear(hidden, p["U"], p.get("e"))
+    learning_rate: ClassVar[float] = 1e-3
+
+    def check(self) -> None:
+        """Raises ConfigurationError for a width below 1, UnknownNameError for a nonlinearity."""
+        if self.bottleneck < 1 or self.up_std < 0:
+            raise ConfigurationError(
+                f"bottleneck must be at least 1 and up_std at least 0; found {self}."
+            )
+        if self.activation not in ACTIVATIONS:
+            raise UnknownNameError("activation", self.activation, ACTIVATIONS)
+
+    def leaves(self, inputs: int, outputs: int) -> dict[str, Leaf]:
+        """D [m, inputs], U [outputs, m] and, with `bias`, c [m] and e [outputs].
+
+        D keeps the variance of its input. U is zero at `up_std` 0, so that the start is nothing.
+        """
+        m = self.bottleneck
+        up = normal(outputs, m, std=self.up_std) if self.up_std else zeros(outputs, m)
+        biases = {"c": zeros(m), "e": zeros(outputs)} if self.bias else {}
+        return {"D": normal(m, inputs, std=inputs**-0.5), "U": up, **biases}
+
+    def apply(self, x: Tensor, p: Mapping[str, Tensor]) -> Tensor:
+        """BN(x), [..., outputs], of x [..., inputs]."""
+        hidden = ACTIVATIONS[self.activation](functional.linear(x, p["D"], p.get("c")))
+        return functional.linear(hidden, p["U"], p.get("e"))

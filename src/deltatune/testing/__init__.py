@@ -1,1 +1,1 @@
-"""Conformance suites, for us and for whoever writes a method: `deltatune.testing.methods.laws()`."""
+"""Conformance suites, for us and for whoever writes a method: see `testing.methods.laws`."""

@@ -46,11 +46,11 @@ class Family:
     decoder_only: bool = False
 
     def batch(self, rows: int = 4, seed: int = 0, left: bool = False) -> dict[str, Tensor]:
-        """Token ids [rows, 7], rows 1, 3, ... padded by two, with decoder ids where there is a decoder."""
+        """Token ids [rows, 7], rows 1, 3, ... padded by two; and decoder ids for a decoder."""
         random = torch.Generator().manual_seed(seed)
         ids = torch.randint(2, _VOCABULARY, (rows, 7), generator=random)
         mask = torch.ones_like(ids)
-        mask[1::2, :2 if left else None] = 0 if left else 1
+        mask[1::2, : 2 if left else None] = 0 if left else 1
         if not left:
             mask[1::2, 5:] = 0
         ids = ids.masked_fill(mask == 0, _PAD)
@@ -71,15 +71,19 @@ def _build(kind: type[PreTrainedModel], config: Any) -> Callable[[], PreTrainedM
     def build() -> PreTrainedModel:
         with torch.random.fork_rng():
             torch.manual_seed(7)
-            model = kind(copy.deepcopy(config))
+            model: Any = kind(copy.deepcopy(config))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 # Random models start with equal norms and zero biases, which hides mistakes.
                 if parameter.dim() == 1:
                     parameter.add_(0.1 * torch.sin(torch.arange(parameter.numel()) + len(name)))
-        return model.eval()
+        made: PreTrainedModel = model.eval()
+        return made
 
     return build
+
+
+_START: Mapping[str, Any] = {"decoder_start_token_id": _PAD}
 
 
 def _t5(feed_forward: str) -> T5Config:
@@ -91,14 +95,14 @@ def _t5(feed_forward: str) -> T5Config:
         num_layers=2,
         num_heads=4,
         feed_forward_proj=feed_forward,
-        decoder_start_token_id=_PAD,
+        **_START,
         pad_token_id=_PAD,
         eos_token_id=_END,
         dropout_rate=0.0,
     )
 
 
-_SMALL = {"vocab_size": _VOCABULARY, "pad_token_id": _PAD}
+_SMALL: Mapping[str, Any] = {"vocab_size": _VOCABULARY, "pad_token_id": _PAD}
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
@@ -110,13 +114,12 @@ FAMILIES: Mapping[str, Family] = {
             _build(
                 BertForSequenceClassification,
                 BertConfig(
-                    **_SMALL,
+                    **{**_SMALL, "num_labels": 3},
                     hidden_size=32,
                     intermediate_size=48,
                     num_hidden_layers=2,
                     num_attention_heads=4,
                     max_position_embeddings=40,
-                    num_labels=3,
                     hidden_dropout_prob=0.0,
                     attention_probs_dropout_prob=0.0,
                     initializer_range=0.2,

@@ -12,7 +12,9 @@ FAMILIES.add(
             "embeddings.LayerNorm": "norm",
             "encoder.layer.{block}.attention.self.{query,key,value}": "self_attention.{q,k,v}",
             "encoder.layer.{block}.attention.output.dense": "self_attention.output",
-            "encoder.layer.{block}.crossattention.self.{query,key,value}": "cross_attention.{q,k,v}",
+            "encoder.layer.{block}.crossattention.self.{query,key,value}": (
+                "cross_attention.{q,k,v}"
+            ),
             "encoder.layer.{block}.crossattention.output.dense": "cross_attention.output",
             "encoder.layer.{block}.intermediate.dense": "ffn.up",
             "encoder.layer.{block}.output.dense": "ffn.down",

@@ -9,9 +9,15 @@ FAMILIES.add(
         stack="encoder",
         roles={
             "{stack}.embed_tokens": "embedding",
-            "{stack}.block.{block}.layer.*.SelfAttention.{q,k,v,o}": "self_attention.{q,k,v,output}",
-            "{stack}.block.{block}.layer.*.EncDecAttention.{q,k,v,o}": "cross_attention.{q,k,v,output}",
-            "{stack}.block.{block}.layer.*.DenseReluDense.{wi,wi_1,wi_0,wo}": "ffn.{up,up,gate,down}",
+            "{stack}.block.{block}.layer.*.SelfAttention.{q,k,v,o}": (
+                "self_attention.{q,k,v,output}"
+            ),
+            "{stack}.block.{block}.layer.*.EncDecAttention.{q,k,v,o}": (
+                "cross_attention.{q,k,v,output}"
+            ),
+            "{stack}.block.{block}.layer.*.DenseReluDense.{wi,wi_1,wi_0,wo}": (
+                "ffn.{up,up,gate,down}"
+            ),
             "{stack}.block.{block}.layer.*.layer_norm": "norm",
             "{stack}.final_layer_norm": "norm",
             "{lm_head,classifier,classification_head.dense,classification_head.out_proj}": "head",

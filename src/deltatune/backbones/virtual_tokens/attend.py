@@ -1,0 +1,192 @@
+"""`attend`: keys and values in front of the text's, after the cache, through the registry."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from deltatune.backbones.virtual_tokens.tokens import tokens_of
+from deltatune.core.chain import Link
+from deltatune.core.errors import TargetError, UnsupportedError
+from deltatune.core.host import Host
+from deltatune.core.seam import SEAMS, Seam
+from deltatune.core.site import Place, Site
+from deltatune.core.target import find_places, site_at
+
+__all__ = ["AttendSeam"]
+
+_ATTEND, _CONFIGS = "_deltatune_attend", "_deltatune_attention"
+_KERNELS = ("sdpa", "eager")
+_OURS = "delta_"
+_USERS: dict[int, int] = {}  # models may share a config: it is put back when the last has let go
+
+
+def _attention(
+    base: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    if base == "eager":
+        kernel = sys.modules[type(module).__module__].eager_attention_forward
+    else:
+        kernel = ALL_ATTENTION_FUNCTIONS[base]
+    links = [link for link in module.__dict__.get(_ATTEND, ()) if link.live]
+    if not links:
+        return kernel(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
+    columns = 0
+    shown: list[Tensor] = []
+    size, heads, length, _ = key.shape
+    for link in links:
+        (k, v), present = tokens_of(link, size, key.dtype, pair=True)
+        key = torch.cat([_heads(k, heads), key], dim=2)
+        value = torch.cat([_heads(v, heads), value], dim=2)
+        every = (
+            torch.ones(size, dtype=torch.bool, device=key.device) if present is None else present
+        )
+        shown.insert(0, every[:, None].expand(-1, k.shape[1]))
+        columns += k.shape[1]
+    causal = kwargs.pop("is_causal", None)
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    seen = torch.cat(shown, dim=1)
+    mask = _mask(attention_mask, bool(causal), query.shape[2], length, seen)
+    if mask is not None and base == "eager" and mask.dtype == torch.bool:
+        mask = _additive(mask, query.dtype)
+    if kwargs.get("position_bias") is not None:
+        kwargs["position_bias"] = functional.pad(kwargs["position_bias"], (columns, 0))
+    output, weights = kernel(module, query, key, value, mask, is_causal=False, **kwargs)
+    return output, None if weights is None else weights[..., columns:]
+
+
+def _heads(tokens: Tensor, heads: int) -> Tensor:
+    """[rows, tokens, width] to [rows, heads, tokens, width of a head]."""
+    return tokens.reshape(*tokens.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _mask(
+    mask: Tensor | None, causal: bool, queries: int, keys: int, seen: Tensor
+) -> Tensor | None:
+    """The mask with virtual columns in front; `seen` [rows, columns] says which a row has."""
+    everything = bool(seen.all())
+    if mask is None:
+        if everything and not (causal and queries > 1):
+            return None
+        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=seen.device)
+        if causal and queries > 1:
+            mask = mask.tril()  # from the upper left: right at prefill into a static cache too
+    front = seen[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)
+    if everything:
+        front = front[: mask.shape[0]]
+    mask = mask.expand(front.shape[0], -1, -1, -1)
+    if mask.dtype != torch.bool:
+        front = _additive(front, mask.dtype)
+    return torch.cat([front, mask], dim=-1)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    hidden = torch.finfo(dtype).min
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, hidden)
+
+
+def _register() -> None:
+    for base in _KERNELS:
+        AttentionInterface.register(_OURS + base, functools.partial(_attention, base))
+        AttentionMaskInterface.register(_OURS + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
+
+
+class AttendSeam(Seam):
+    """Keys and values in front of those of an attention, for every family of the registry."""
+
+    def sites(self, model: nn.Module, target: str) -> Sequence[Site]:
+        """See Seam."""
+        projections: dict[str, dict[str, Place]] = {}
+        for place in find_places(model, target):
+            if place.sublayer and place.part in ("k", "v"):
+                projections.setdefault(place.module.rpartition(".")[0], {})[place.part] = place
+        sites = [
+            _attention_site(model, path, parts["k"], parts["v"])
+            for path, parts in projections.items()
+            if len(parts) == 2
+        ]
+        if not sites:
+            raise TargetError(
+                f"The target {target!r} names no attention. Use attention, self_attention, ..."
+            )
+        return tuple(sites)
+
+    def install(self, host: Host, links: Sequence[Link]) -> None:
+        """See Seam."""
+        if _CONFIGS not in host.model.__dict__:
+            host.model.__dict__[_CONFIGS] = _switch(host.model)
+        for link in links:
+            link.site.module.__dict__.setdefault(_ATTEND, []).append(link)
+
+    def remove(self, host: Host, links: Sequence[Link]) -> None:
+        """See Seam."""
+        for link in links:
+            held: list[Link] = link.site.module.__dict__[_ATTEND]
+            held.remove(link)
+            if not held:
+                del link.site.module.__dict__[_ATTEND]
+        if not any(_ATTEND in module.__dict__ for module in host.model.modules()):
+            for config, name in host.model.__dict__.pop(_CONFIGS):
+                _USERS[id(config)] = _USERS.get(id(config), 1) - 1
+                if _USERS[id(config)] <= 0:
+                    del _USERS[id(config)]
+                    config._attn_implementation = name
+
+
+def _attention_site(model: nn.Module, path: str, key: Place, value: Place) -> Site:
+    module = model.get_submodule(path)
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    if code is None or "ALL_ATTENTION_FUNCTIONS" not in code.co_names:
+        raise UnsupportedError(
+            f"{type(module).__name__} does not call attention through transformers' registry, so "
+            "keys and values cannot be joined to it. Use a method with another face: lora, "
+            "adapter, prompt."
+        )
+    k, v = (site_at(model.get_submodule(p.module), p.module, p) for p in (key, value))
+    sort = Place(path, key.stack, key.block, key.sublayer, "")
+    name = key.role.rpartition(".")[0]
+    return Site(
+        name, module, path, k.inputs, k.outputs, sort, key_width=k.outputs, value_width=v.outputs
+    )
+
+
+def _switch(model: nn.Module) -> list[tuple[Any, str]]:
+    """Sends every attention of the model through ours; returns what to put back."""
+    found: list[Any] = [m.config for m in model.modules() if hasattr(m, "config")]
+    configs = {id(config): config for config in found}
+    changed: list[tuple[Any, str]] = []
+    for config in configs.values():
+        name = config._attn_implementation.removeprefix(_OURS)
+        if name not in _KERNELS:
+            raise UnsupportedError(
+                f"Prefixes work with the attention kernels {' and '.join(_KERNELS)}; this model "
+                f"uses {name!r}. Call model.set_attn_implementation('sdpa') first."
+            )
+        changed.append((config, name))
+    for config, name in changed:
+        if id(config) not in _USERS:
+            weakref.finalize(config, _USERS.pop, id(config), None)
+        _USERS[id(config)] = _USERS.get(id(config), 0) + 1
+        config._attn_implementation = _OURS + name
+    return changed
+
+
+_register()
+SEAMS.add("attend", AttendSeam())

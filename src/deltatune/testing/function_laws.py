@@ -1,0 +1,214 @@
+"""Laws of a delta's function: what it computes, alone, beside others, in any batch and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deltatune import api
+from deltatune.core.delta import Delta
+from deltatune.core.errors import StateError
+from deltatune.testing.case import (
+    Case,
+    cast,
+    close,
+    close_gradients,
+    move,
+    named_gradients,
+    same_state,
+)
+
+
+def law_identity(case: Case, folder: Path) -> None:
+    """L1: where every method declares it, a fresh delta leaves the logits bit for bit."""
+    del folder
+    base = case.logits(case.model())
+    with case.attached(moved=False) as (model, _):
+        fresh = case.logits(model)
+    if all(method.identity for method in case.expression):
+        assert torch.equal(fresh, base)
+    else:
+        assert torch.isfinite(fresh).all() and not torch.equal(fresh, base)
+
+
+def law_acts(case: Case, folder: Path) -> None:
+    """Every site acts: moving its leaves alone changes the logits, or it is declared idle."""
+    del folder
+    with case.attached(moved=False) as (model, delta):
+        move(delta)
+        before = case.logits(model)
+        row = delta.bank.read(0)
+        for part in delta.parts:
+            for site, names in zip(part.sites, part.names, strict=True):
+                trained = [n for n in names if part.leaves[names[n]].trained]
+                if all(part.method.idle(site, leaf) for leaf in trained):
+                    continue
+                with torch.no_grad():
+                    kept = {n: row[names[n]].clone() for n in trained}
+                    for n in trained:
+                        row[names[n]].mul_(1.5).add_(0.1)
+                    after = case.logits(model)
+                    for n in trained:
+                        row[names[n]].copy_(kept[n])
+                assert not torch.equal(after, before), f"{part.key} does nothing at {site.name}"
+
+
+def law_gradients(case: Case, folder: Path) -> None:
+    """L5: every trained leaf gets a gradient; the base none, and not one of its bits moves."""
+    del folder
+    with case.attached() as (model, delta):
+        base = {name: value.clone() for name, value in model.state_dict().items()}
+        torch.autograd.backward(case.kin.logits(model, case.kin.batch()).square().sum())
+        if case.in_place:
+            assert sum(p.grad is not None for p in delta.bank.slots) > len(delta.bank.slots) / 2
+            return
+        gradient = named_gradients(delta, 0)
+        for part in delta.parts:
+            for site, names in zip(part.sites, part.names, strict=True):
+                for leaf, full in names.items():
+                    if part.leaves[full].trained and not part.method.idle(site, leaf):
+                        assert gradient[full].abs().max() > 0, f"{full} gets no gradient"
+        assert all(p.grad is None for p in model.parameters())
+        torch.optim.AdamW(delta.parameters(), lr=0.1, weight_decay=0.1).step()
+        same_state(model, base)
+
+
+def law_trains(case: Case, folder: Path) -> None:
+    """A bare PyTorch loop brings the loss down."""
+    del folder
+    with case.attached(moved=False) as (model, delta):
+        batch = case.kin.batch()
+        shape = case.kin.logits(model, batch).shape
+        wanted = torch.randint(0, shape[-1], shape[:-1], generator=torch.Generator().manual_seed(3))
+        optimiser = torch.optim.AdamW(delta.parameters(), lr=0.02, weight_decay=0.0)
+        losses = []
+        for _ in range(12):
+            logits = case.kin.logits(model, batch)
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), wanted.flatten())
+            optimiser.zero_grad()
+            torch.autograd.backward(loss)
+            optimiser.step()
+            losses.append(float(loss.detach()))
+        assert losses[-1] < losses[0]
+
+
+def law_cache(case: Case, folder: Path) -> None:
+    """L10: generation with a cache equals generation without, padded on either side it may be."""
+    del folder
+    if not case.kin.generates:
+        return
+    with case.attached() as (model, _):
+        for left in (True, False) if case.kin.decoder_only else (False,):
+            batch = case.kin.batch(left=left)
+            batch.pop("decoder_input_ids", None)
+            cached, plain = (case.generate(model, **batch, use_cache=use) for use in (True, False))
+            assert torch.equal(cached, plain)
+
+
+def law_beams(case: Case, folder: Path) -> None:
+    """L10: beams follow their rows: a row generates the same alone."""
+    del folder
+    if not case.kin.generates:
+        return
+    with case.attached() as (model, _):
+        batch = {k: v[:1] for k, v in case.kin.batch().items() if k != "decoder_input_ids"}
+        pair = {k: v.repeat(2, 1) for k, v in batch.items()}
+        alone, twice = (case.generate(model, **b, num_beams=2) for b in (batch, pair))
+        assert torch.equal(twice[0], alone[0]) and torch.equal(twice[1], alone[0])
+
+
+def law_batch(case: Case, folder: Path) -> None:
+    """L11: a row's logits do not depend on its batch mates or on padding."""
+    del folder
+    with case.attached() as (model, _):
+        batch = case.kin.batch()
+        together = case.kin.logits(model, batch)
+        length = int(batch["attention_mask"][1].sum())
+        row = {
+            k: v[1:2, :length] if k in ("input_ids", "attention_mask") else v[1:2]
+            for k, v in batch.items()
+        }
+        alone = case.kin.logits(model, row)
+        expected = together[1:2, :length] if case.kin.decoder_only else together[1:2]
+        close(alone, expected)
+
+
+def law_slots(case: Case, folder: Path) -> None:
+    """K slots in one batch equal K separate deltas, gradients too; rows without one the base."""
+    del folder
+    if case.in_place:
+        _refuses_slots(case)
+        return
+    batch = case.kin.batch(rows=6)
+    base = case.kin.logits(case.model(), batch)
+    for rows in ([0, 0, 1, 1, 2, 2], [2, 0, None, 2, 1, 2], [None] * 6, [1] * 6):
+        with case.attached(slots=3) as (model, bank):
+            with bank.route(rows):
+                mixed = case.kin.logits(model, batch)
+            if mixed.requires_grad:
+                torch.autograd.backward(mixed.square().sum())
+            for index, slot in enumerate(rows):
+                if slot is None:
+                    close(mixed[index], base[index])
+            for slot in sorted({slot for slot in rows if slot is not None}):
+                _equals_alone(case, bank, slot, rows, batch, mixed)
+
+
+def _equals_alone(
+    case: Case,
+    bank: Delta,
+    slot: int,
+    rows: Sequence[int | None],
+    batch: dict[str, Tensor],
+    mixed: Tensor,
+) -> None:
+    model = case.model()
+    single = api.attach(model, case.expression)
+    single.bank.write(0, bank.bank.read(slot))
+    logits = case.kin.logits(model, batch)
+    mine = [index for index, used in enumerate(rows) if used == slot]
+    close(mixed[mine], logits[mine])
+    torch.autograd.backward(logits[mine].square().sum())
+    gradient, expected = bank.bank.slots[slot].grad, single.bank.slots[0].grad
+    assert gradient is not None and expected is not None
+    close_gradients(gradient, expected)
+
+
+def _refuses_slots(case: Case) -> None:
+    try:
+        api.attach(case.model(), case.expression, slots=2)
+    except StateError:
+        return
+    raise AssertionError("a control that trains in place took two slots")
+
+
+def law_bfloat16(case: Case, folder: Path) -> None:
+    """On a bf16 base the delta acts in bf16, its leaves and their gradients stay fp32."""
+    del folder
+    model = case.model()
+    cast(model, torch.bfloat16)
+    delta = api.attach(model, case.expression)
+    move(delta)
+    logits = case.kin.logits(model, case.kin.batch())
+    assert logits.dtype == torch.bfloat16 and torch.isfinite(logits).all()
+    torch.autograd.backward(logits.float().square().sum())
+    wanted = torch.bfloat16 if case.in_place else torch.float32
+    assert all(row.dtype == wanted for row in delta.bank.slots)
+
+
+def law_checkpointing(case: Case, folder: Path) -> None:
+    """Gradient checkpointing gives the same gradients."""
+    del folder
+    gradients = []
+    for checkpointing in (False, True):
+        with case.attached() as (model, delta):
+            if checkpointing:
+                model.activation_checkpointing_enable({"use_reentrant": False})
+                model.train()
+            torch.autograd.backward(case.kin.logits(model, case.kin.batch()).square().sum())
+            found = [row.grad for row in delta.bank.slots if row.grad is not None]
+            gradients.append(torch.cat([g.flatten() for g in found]))
+    close_gradients(*gradients)
