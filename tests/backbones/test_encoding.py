@@ -222,3 +222,21 @@ def test_a_loss_over_padded_rows_is_that_of_the_rows(tokenizers: dict[str, Any])
         whole = model(**collate(rows, tokenizer, "decoder")).loss.item()
         single = [model(**collate([row], tokenizer, "decoder")).loss.item() for row in rows]
     assert math.isclose(whole, sum(single) / 2, rel_tol=1e-5)
+
+
+def test_label_words_survive_the_embedded_tokenizer() -> None:
+    """Every label of every record comes back as it was, underscores, slashes and digits too."""
+    from transformers import AutoTokenizer
+
+    from deltatune.backbones.embedded import TOKENIZER
+    from deltatune.tasks import TASKS
+
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    words = {label for task in TASKS.values() for label in task.labels} | {"0.0", "2.4", "5.0"}
+    for word in sorted(words):
+        for form in ("encoder_decoder", "decoder"):
+            ids = target_ids(tokenizer, form, word)
+            (back,) = tokenizer.batch_decode(
+                [list(ids)], skip_special_tokens=True, clean_up_tokenization_spaces=True
+            )
+            assert back.strip() == word

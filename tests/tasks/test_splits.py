@@ -118,7 +118,7 @@ def test_rows_without_text_are_left_out_where_the_record_says_so(make: Any) -> N
     )
     splits = cut(task, tables, "clean")
     assert len(splits.train) == 1
-    assert "train: 1 rows with empty text left out." in splits.notes
+    assert "train: rows with empty text left out: 1." in splits.notes
 
 
 def test_faithful_needs_a_rule_and_its_rows(toy: Task, make: Any) -> None:

@@ -80,7 +80,7 @@ class Splits:
         origin: where the rows came from.
         status: of the source, to be shown beside each score unless it is "complete".
         notes: what was cut, removed or is missing, one sentence each; to be shown beside each
-            score.
+            score, after the record's own notes.
         removed: counts of the removed rows by reason, for example {"train_in_test": 166}.
     """
 

@@ -38,7 +38,7 @@ def cut(task: Task, tables: Tables, protocol: ProtocolName) -> Splits:
     """
     if protocol not in ("clean", "faithful"):
         raise UnknownNameError("protocol", protocol, ("clean", "faithful"))
-    notes = [*task.notes, *tables.notes]
+    notes = [*tables.notes]
     removed: dict[str, int] = {}
     if protocol == "faithful" and not tables.final:
         parts = _faithful(task, tables, notes)
@@ -62,7 +62,7 @@ def _examples(task: Task, rows: Sequence[Row], name: str, notes: list[str]) -> t
     if task.drop_empty:
         kept = [example for example in examples if example.source.strip()]
         if len(kept) < len(examples):
-            notes.append(f"{name}: {len(examples) - len(kept)} rows with empty text left out.")
+            notes.append(f"{name}: rows with empty text left out: {len(examples) - len(kept)}.")
         examples = kept
     if not examples:
         raise DataError(f"{task.name}: the split {name!r} is empty. Give more rows or own files.")

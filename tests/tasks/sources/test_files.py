@@ -160,4 +160,4 @@ def test_a_specification_names_a_path_or_splits() -> None:
 
 def test_rows_without_text_are_counted(tmp_path: Path) -> None:
     task = task_from_files(_csv(tmp_path, "text,label", *_rows(), ",ham"))
-    assert any("1 rows with empty text left out" in note for note in task.load().notes)
+    assert any("rows with empty text left out: 1" in note for note in task.load().notes)
