@@ -58,9 +58,15 @@ def layout(model: nn.Module, expression: Expression) -> tuple[Part, ...]:
         sites = tuple(method.choose(found))
         names: list[dict[str, str]] = []
         leaves: dict[str, Leaf] = {}
+        holders: dict[int, str] = {}
         for site in sites:
             own = method.init(site)
-            names.append({n: f"{key}/{leaf.tie or site.name}/{n}" for n, leaf in own.items()})
+            names.append(
+                {
+                    n: f"{key}/{leaf.tie or _holder(site, n, method, holders)}/{n}"
+                    for n, leaf in own.items()
+                }
+            )
             leaves |= {names[-1][n]: leaf for n, leaf in own.items()}
         if not leaves:
             raise TargetError(
@@ -70,6 +76,14 @@ def layout(model: nn.Module, expression: Expression) -> tuple[Part, ...]:
         parts.append(Part(key, method, sites, tuple(names), leaves))
     _check_weights(parts)
     return tuple(parts)
+
+
+def _holder(site: Site, leaf: str, method: Method, holders: dict[int, str]) -> str:
+    """The site under whose name a leaf is kept: of a selected parameter that is tied, the first."""
+    parameter = site.parameters.get(leaf.partition(".")[0])
+    if method.face != "select" or parameter is None:
+        return site.name
+    return holders.setdefault(id(parameter), site.name)
 
 
 def _check_weights(parts: Sequence[Part]) -> None:

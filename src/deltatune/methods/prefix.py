@@ -9,7 +9,7 @@ rotated. It has no identity: the text attends to it from the first step.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -29,15 +29,19 @@ class Prefix(Method):
 
     Attributes:
         length: how many.
-        reparameterise: whether one MLP per stack makes them while training.
+        reparameterise: whether an MLP makes them while training.
         middle: the width of that MLP.
+        embedding: the width of what it reads; 0 for that of the model.
         bias: whether it has biases.
+        per: stack or model: what has an MLP of its own.
     """
 
     length: int = 20
     reparameterise: bool = False
     middle: int = 512
+    embedding: int = 0
     bias: bool = True
+    per: str = "stack"
 
     category: ClassVar[Category] = "addition"
     default_at: ClassVar[str] = "attention"
@@ -45,22 +49,23 @@ class Prefix(Method):
     identity: ClassVar[bool] = False
 
     def check(self) -> None:
-        if self.length < 1 or self.middle < 1:
+        if self.length < 1 or self.middle < 1 or self.embedding < 0:
             raise ConfigurationError(f"prefix: length and middle must be at least 1; found {self}.")
+        if self.per not in ("stack", "model"):
+            raise ConfigurationError(f"prefix: per must be stack or model; it is {self.per!r}.")
 
     def init(self, site: Site) -> Mapping[str, Leaf]:
         k, v = site.key_width, site.value_width
         if not self.reparameterise:
             return {"K": normal(self.length, k, std=0.02), "V": normal(self.length, v, std=0.02)}
-        width, middle = site.inputs, self.middle
+        width, middle = self.embedding or site.inputs, self.middle
+        tie = site.stack if self.per == "stack" else "model"
         leaves = {
-            "P": normal(self.length, width, std=1.0).tied(site.stack),
-            "W1": uniform(middle, width, bound=width**-0.5).tied(site.stack),
+            "P": normal(self.length, width, std=1.0).tied(tie),
+            "W1": uniform(middle, width, bound=width**-0.5).tied(tie),
             "W2": uniform(k + v, middle, bound=middle**-0.5),
         }
-        return leaves | (
-            {"b1": zeros(middle).tied(site.stack), "b2": zeros(k + v)} if self.bias else {}
-        )
+        return leaves | ({"b1": zeros(middle).tied(tie), "b2": zeros(k + v)} if self.bias else {})
 
     def attend(self, p: Leaves) -> tuple[Tensor, Tensor]:
         if not self.reparameterise:
@@ -70,7 +75,7 @@ class Prefix(Method):
         return k, v
 
     def stored(self) -> Method:
-        return replace(self, reparameterise=False)
+        return Prefix(at=self.at, length=self.length)
 
     def collapse(self, site: Site, p: Leaves) -> Leaves:
         k, v = self.attend(p)

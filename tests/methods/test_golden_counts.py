@@ -1,0 +1,293 @@
+"""Counts equal the reference table, on the real shapes, without a single weight."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    BartConfig,
+    BartModel,
+    BertConfig,
+    BertModel,
+    DebertaV2Config,
+    DebertaV2Model,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from deltatune import api
+
+TABLE = Path(__file__).parent.parent / "values" / "golden_counts.csv"
+ROWS = list(csv.DictReader(TABLE.read_text(encoding="utf-8").splitlines()))
+
+# Methods of the table that later work brings, or that no method of ours should be.
+EXCLUDED = {
+    "Compacter": "structured bottlenecks come later",
+    "Compacter++": "structured bottlenecks come later",
+    "Low-rank adapter": "structured bottlenecks come later",
+    "PHM adapter": "structured bottlenecks come later",
+    "Hadamard adapter": "scaling methods come later",
+    "(IA)3": "scaling methods come later",
+    "Intrinsic SAID": "intrinsic dimension comes later",
+    "Intrinsic prompt tuning (stage 2)": "intrinsic dimension comes later",
+    "Diff pruning / fixed sparse mask at 0.5%": "masks over single entries come later",
+    "Random-subset tuning": "masks over single entries come later",
+    "AdaLoRA (initial rank 12)": "relatives of LoRA come later",
+    "BOFT": "relatives of LoRA come later",
+    "C3A": "relatives of LoRA come later",
+    "DoRA": "relatives of LoRA come later",
+    "FourierFT": "relatives of LoRA come later",
+    "LoHa": "relatives of LoRA come later",
+    "LoKr": "relatives of LoRA come later",
+    "MiSS": "relatives of LoRA come later",
+    "OFT": "relatives of LoRA come later",
+    "RandLoRA": "relatives of LoRA come later",
+    "RoAd": "relatives of LoRA come later",
+    "VB-LoRA": "relatives of LoRA come later",
+    "VeRA": "relatives of LoRA come later",
+    "LLaMA-Adapter": "gated prefixes come later",
+    "P-tuning v1 (MLP encoder)": "prompt encoders come later",
+    "P-tuning v1 (BiLSTM encoder)": "prompt encoders come later",
+    "PASTA": "edits of special tokens come later",
+    "UniPELT (A+P)": "its gates come later",
+    "UniPELT (A+P+L)": "its gates come later",
+}
+
+NO_CROSS = "self_attention | ffn"
+LATE = "block[5:].self_attention | block[5:].ffn"
+HOUSLBY_SITES = re.compile(r"after every attention output projection \(self.*\) and every FFN.*")
+
+# Generic rows: (method, sites) to an expression; {L}, {m}, ... are read from the hyper-parameters.
+GENERIC: dict[tuple[str, str], str] = {
+    ("Full fine-tuning", "all"): "full",
+    (
+        "Houlsby adapter (Compacter-code placement)",
+        "after self-attention and FFN only (no cross)",
+    ): f"adapter(bottleneck={{m}}, bias={{bias}}, at={NO_CROSS!r})",
+    (
+        "AdapterDrop (first 5 blocks of each stack)",
+        "as Houlsby without cross, blocks >=5",
+    ): f"adapter(bottleneck={{m}}, bias={{bias}}, at={LATE!r})",
+    ("Pfeiffer (single) adapter", "after every FFN"): "pfeiffer(bottleneck={m}, bias={bias})",
+    ("Parallel adapter (FFN)", "parallel to every FFN"): "parallel(bottleneck={m}, bias={bias})",
+    ("Prompt tuning", "input embeddings (encoder input for enc-dec)"): "prompt(length={L})",
+    (
+        "Prefix tuning (no reparameterisation, self only)",
+        "K and V of every self-attention",
+    ): "prefix(length={L}, at='self_attention')",
+    (
+        "Prefix tuning (MLP reparameterised, one MLP per stack, self-attention)",
+        "self-attention",
+    ): "prefix(length={L}, reparameterise=True, middle={mid}, at='self_attention')",
+    ("P-tuning v2", "K,V of all self-attentions"): "prefix(length={L}, at='self_attention')",
+    ("LoRA", "W_q and W_v of every attention"): "lora(rank={r})",
+    ("LoRA", "all linear maps in the blocks"): "lora(rank={r}, at='block.linear')",
+    (
+        "BitFit (bias-free backbone: biases created, init 0)",
+        "every linear in the blocks + every RMSNorm",
+    ): "bitfit(at='block.linear | norm')",
+    (
+        "BitFit (bias-free backbone: biases created, init 0)",
+        "every linear in the blocks",
+    ): "bitfit(at='block.linear')",
+    (
+        "BitFit",
+        "every existing bias incl. LayerNorm, head excluded",
+    ): "bitfit(create=False, at='block.linear | norm')",
+    ("LN-tuning", "every norm weight (and bias), head norm excluded"): "last_layer(at='norm')",
+}
+BIASES = "bitfit(create=False, at='linear | norm | head')"  # heads included
+NORMS = "last_layer(at='norm')"
+CLASSIFIER = "last_layer(at='head')"
+
+# Rows of single publications, each by its number.
+PAPER: dict[str, str] = {
+    "G264": "prompt(length=100)",
+    "G265": "prompt(length=100)",
+    "G266": "prefix(length=5, reparameterise=True, middle=512, bias=False, at='self_attention')",
+    "G267": "prefix(length=6, reparameterise=True, middle=512, embedding=512, per='model', "
+    "at='self_attention')",
+    "G268": "adapter(bottleneck=64, bias=False)",
+    "G269": f"lora(rank=8) + {NORMS}",
+    "G270": "lora(rank=8)",
+    "G271": "adapter(bottleneck=64)",
+    "G272": BIASES,
+    "G273": f"{BIASES} + adapter(bottleneck=64)",
+    "G274": "prompt(length=10)",
+    "G275": "prompt(length=10) + adapter(bottleneck=64)",
+    "G276": f"prompt(length=10) + {BIASES}",
+    "G277": f"prompt(length=10) + {BIASES} + adapter(bottleneck=64)",
+    "G278": "lora(rank=8)",
+    "G279": "lora(rank=1)",
+    "G280": "adapter(bottleneck=1)",
+    "G281": "adapter(bottleneck=8)",
+    "G282": "prompt(length=264)",
+    "G283": "adapter(bottleneck=64, at='block[0].attention | block[0].ffn')",
+    "G284": "lora(rank=8)",
+    "G285": "lora(rank=8)",
+    "G286": "lora(rank=4)",
+    "G287": "lora(rank=4)",
+    "G288": "lora(rank=16)",
+    "G289": f"adapter(bottleneck=24, at={NO_CROSS!r}) + {NORMS}",
+    "G290": f"pfeiffer(bottleneck=24) + {NORMS}",
+    "G291": f"adapter(bottleneck=24, at={LATE!r}) + {NORMS}",
+    "G296": "prompt(length=100)",
+    "G298": "bitfit(at='linear | norm | head')",
+    "G299": f"lora(rank=8) + {CLASSIFIER}",
+    "G300": f"lora(rank=8) + {CLASSIFIER}",
+    "G301": f"bitfit(create=False, at='block.linear | norm') + {CLASSIFIER}",
+    "G302": f"bitfit(create=False, at='block.linear | norm') + {CLASSIFIER}",
+    "G303": f"prompt(length=20) + {CLASSIFIER}",
+    "G304": f"prompt(length=20) + {CLASSIFIER}",
+    "G305": f"prefix(length=20) + {CLASSIFIER}",
+    "G306": f"prefix(length=20) + {CLASSIFIER}",
+    "G312": "prefix(length=200)",
+    "G313": "prefix(length=30) + parallel(bottleneck=512)",
+    "G318": "lora(rank=32, at='attention.q | attention.k | attention.v | ffn.up | ffn.down')",
+    "G321": "lora(rank=8, at='block.linear')",
+    "G322": "prefix(length=10)",
+    "G323": "lora(rank=8)",
+    "G324": "pfeiffer(bottleneck=48)",
+}
+# Their number of parameters is printed in round figures only.
+ROUNDED_BASE = {"deberta-v2-xxl (48 x 1536)", "deberta-v3-base (12 x 768 x 3072)"}
+
+
+def expression(row: dict[str, str]) -> str | None:
+    """The expression that a row speaks of, None if it has none."""
+    if row["id"] in PAPER:
+        return PAPER[row["id"]]
+    values = dict(re.findall(r"(\w+)=(\w+)", row["hyperparameters"]))
+    values["bias"] = values.get("bias", "True")
+    method, sites = row["method"], row["sites"]
+    if method == "Houlsby adapter" and HOUSLBY_SITES.fullmatch(sites):
+        return "adapter(bottleneck={m}, bias={bias})".format(**values)
+    if method == "Prefix tuning (no reparameterisation)":
+        return "prefix(length={L})".format(**values)
+    if method == "Last-layer tuning":
+        return "last_layer"
+    if method == "BitFit" and sites == "every existing bias incl. LayerNorm and head":
+        # A bare BERT has no head but its pooler, which `linear` names.
+        return "bitfit(create=False)" if row["model"] == "bert-base" else BIASES
+    template = GENERIC.get((method, sites))
+    return None if template is None else template.format(**values)
+
+
+def t5(width: int, feed_forward: int, blocks: int, heads: int, *, gated: bool) -> nn.Module:
+    model = T5ForConditionalGeneration(
+        T5Config(
+            d_model=width,
+            d_ff=feed_forward,
+            num_layers=blocks,
+            num_heads=heads,
+            feed_forward_proj="gated-gelu" if gated else "relu",
+        )
+    )
+    if gated:
+        # transformers ties every T5; the head of v1.1 is its own.
+        model.lm_head = nn.Linear(width, model.config.vocab_size, bias=False)
+    return model
+
+
+def gpt2(width: int, blocks: int, heads: int, positions: int = 1024) -> nn.Module:
+    sizes = {"n_embd": width, "n_layer": blocks, "n_head": heads, "n_positions": positions}
+    return GPT2LMHeadModel(GPT2Config(**sizes))
+
+
+def roberta(kind: type[nn.Module], *, large: bool) -> nn.Module:
+    sizes = (
+        {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+        | {"intermediate_size": 4096}
+        if large
+        else {}
+    )
+    config = RobertaConfig(
+        vocab_size=50265,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        **sizes,
+    )
+    return kind(config)
+
+
+def deberta(blocks: int, width: int, heads: int, feed_forward: int, **more: object) -> nn.Module:
+    return DebertaV2Model(
+        DebertaV2Config(
+            hidden_size=width,
+            num_hidden_layers=blocks,
+            num_attention_heads=heads,
+            intermediate_size=feed_forward,
+            relative_attention=True,
+            share_att_key=True,
+            pos_att_type=["p2c", "c2p"],
+            **more,
+        )
+    )
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "t5-small": lambda: t5(512, 2048, 6, 8, gated=False),
+    "t5-base": lambda: t5(768, 3072, 12, 12, gated=False),
+    "t5-large": lambda: t5(1024, 4096, 24, 16, gated=False),
+    "t5-v1_1-base": lambda: t5(768, 2048, 12, 12, gated=True),
+    "t5-v1_1-large": lambda: t5(1024, 2816, 24, 16, gated=True),
+    "bert-base": lambda: BertModel(BertConfig()),
+    "roberta-base-cls": lambda: roberta(RobertaForSequenceClassification, large=False),
+    "roberta-large-cls": lambda: roberta(RobertaForSequenceClassification, large=True),
+    "roberta-large-mlm": lambda: roberta(RobertaForMaskedLM, large=True),
+    "gpt2": lambda: gpt2(768, 12, 12),
+    "gpt2-medium": lambda: gpt2(1024, 24, 16),
+    "gpt2-large": lambda: gpt2(1280, 36, 20),
+    "gpt3-175b": lambda: gpt2(12288, 96, 96, positions=2048),
+    "llama-7b": lambda: LlamaForCausalLM(LlamaConfig(vocab_size=32000)),
+    "bart-large": lambda: BartModel(BartConfig()),
+    "deberta-v2-xxl (48 x 1536)": lambda: deberta(48, 1536, 24, 6144, vocab_size=128100),
+    "deberta-v3-base (12 x 768 x 3072)": lambda: deberta(12, 768, 12, 3072, vocab_size=128100),
+}
+
+
+@functools.cache
+def built(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return MODELS[name]()
+
+
+MAPPED = [(row, text) for row in ROWS if (text := expression(row)) is not None]
+
+
+@pytest.mark.parametrize(("row", "text"), MAPPED, ids=[row["id"] for row, _ in MAPPED])
+def test_count(row: dict[str, str], text: str) -> None:
+    planned = api.plan(built(row["model"]), text)
+    assert planned.trainable == int(row["tunable"]), text
+    if row["model"] in ROUNDED_BASE:
+        return
+    assert planned.base == int(row["base_params"])
+    assert round(100 * planned.ratio_base, 5) == float(row["pct_of_base"])
+    assert round(100 * planned.ratio_total, 5) == float(row["pct_of_base_plus_delta"])
+    stored = re.search(r"stored after training: (\d+)", row["hyperparameters"])
+    if stored is not None:
+        assert planned.stored == int(stored.group(1))
+
+
+def test_every_row_is_counted_or_left_out_for_a_reason() -> None:
+    left = {row["id"]: row["method"] for row in ROWS if expression(row) is None}
+    assert {number: name for number, name in left.items() if name not in EXCLUDED} == {}
+    assert not set(EXCLUDED) & {row["method"] for row, _ in MAPPED}
+    assert set(EXCLUDED) <= {row["method"] for row in ROWS}
+    assert set(PAPER) <= {row["id"] for row in ROWS}
+    assert len(ROWS) == 262
