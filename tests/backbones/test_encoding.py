@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltatune.backbones.encoding import (
@@ -137,6 +137,7 @@ def test_a_truncated_pair_keeps_both_segments(tokenizers: dict[str, Any]) -> Non
     assert tokenizer.decode(row.input_ids) == "[CLS]aaaaa[SEP]bbbbb[SEP]"
 
 
+@settings(deadline=None)
 @given(st.lists(TEXT, min_size=1, max_size=5), st.sampled_from(FORMS))
 def test_collating_only_pads(texts: list[str], form: Form) -> None:
     tokenizer = CACHED[form]

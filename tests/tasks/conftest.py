@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from deltatune.tasks.example import Row, Tables
 from deltatune.tasks.task import Task
@@ -25,9 +26,15 @@ def data() -> Path:
     return root
 
 
-def pytest_configure() -> None:
-    # A test that reads the environment must not find the developer's.
-    os.environ.pop("DELTATUNE_TASKS", None)
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds the developer's records."""
+    monkeypatch.delenv("DELTATUNE_TASKS", raising=False)
+
+
+# A busy machine is no failure: nothing here is about time.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 RECORD = {
