@@ -230,6 +230,9 @@ def _ordered(rows: tuple[Row, ...], rule: SplitRule) -> tuple[Row, ...]:
     field = rule.order
     if field is None:
         return rows
+    for row in rows:
+        if field not in row.values:
+            raise DataError(f"{row.where}: {UnknownNameError('column', field, row.values)}")
     return tuple(sorted(rows, key=lambda row: int(row.values[field])))
 
 

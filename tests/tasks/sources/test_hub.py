@@ -65,6 +65,17 @@ def test_the_hubs_cache_at_its_commit(tmp_path: Path, record: dict[str, object])
         assert f"revision {COMMIT}" in splits.notes[0]
 
 
+def test_the_column_of_the_published_order_is_kept(
+    tmp_path: Path, record: dict[str, object]
+) -> None:
+    path = str(_dataset(tmp_path / "data", ("train", "test")))
+    rule = {"rule": "D", "pool": "test", "published": {"train": 4, "test": 4}}
+    kept = _task(record | {"splits": rule | {"order": "more"}}, path).load("hub", "faithful")
+    assert [len(kept.train), len(kept.validation), len(kept.test)] == [4, 2, 2]
+    with pytest.raises(DataError, match="no column 'mor'"):
+        _task(record | {"splits": rule | {"order": "mor"}}, path).load("hub", "faithful")
+
+
 def test_a_dataset_that_cannot_be_had(record: dict[str, object]) -> None:
     with pytest.raises(DataError, match=r"nobody/none cannot be read.*DELTATUNE_DATA"):
         _task(record, "nobody/none").load("hub")

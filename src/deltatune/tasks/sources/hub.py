@@ -51,7 +51,8 @@ class HubSource:
                 if field not in columns:
                     unknown = UnknownNameError("column", field, columns)
                     raise DataError(f"{wanted.dataset}, {name}: {unknown}")
-            table = content[name].select_columns(list(task.fields))
+            wanted_columns = {*task.fields, task.splits.order if task.splits else None}
+            table = content[name].select_columns([c for c in columns if c in wanted_columns])
             splits[name] = tuple(
                 Row(row, f"{wanted.dataset}, {name}, row {number}")
                 for number, row in enumerate(table, start=1)
