@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -255,3 +257,33 @@ def test_a_revision_is_for_the_hub() -> None:
 def test_an_offline_miss(name: str) -> None:
     with pytest.raises(ConfigurationError, match="neither fetched nor found in the local cache"):
         load_backbone(name, revision="0" * 40)
+
+
+def test_a_cached_hub_repository_is_found_offline(gpt2: Path, tmp_path: Path) -> None:
+    """In a process of its own: the hub library reads its environment when it is imported."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "home" / "hub" / "models--someone--tiny"
+    shutil.copytree(gpt2, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    code = (
+        "from deltatune.backbones.load import load_architecture, load_backbone\n"
+        "from deltatune.core.errors import ConfigurationError\n"
+        f"for revision in (None, {commit!r}):\n"
+        "    found = load_backbone('someone/tiny', revision=revision)\n"
+        f"    assert found.revision == {commit!r}, found.revision\n"
+        "    assert (found.name, found.form) == ('someone/tiny', 'decoder')\n"
+        "load_architecture('someone/tiny')\n"
+        "try:\n"
+        "    load_backbone('someone/tiny', revision='elsewhere')\n"
+        "except ConfigurationError as error:\n"
+        "    assert \"at revision 'elsewhere'\" in str(error), error\n"
+        "else:\n"
+        "    raise AssertionError('a revision that is not in the cache')\n"
+    )
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | home
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -38,6 +38,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from deltatune.backbones.embedded import EMBEDDED, TOKENIZER
 from deltatune.core.errors import (
@@ -222,19 +223,28 @@ def _configuration(
     name: str, place: _Place, revision: str | None
 ) -> tuple[PretrainedConfig, str | None]:
     """Returns the configuration and, for a hub id, the commit it came from."""
+    commit = _commit(name, revision) if place.from_hub else None
+    with _refused(name, "configuration"), _quiet():
+        config = AutoConfig.from_pretrained(
+            place.model, revision=commit or "main", trust_remote_code=False
+        )
+    return config, commit
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """Fetches or finds a hub repository's configuration, and returns the commit it belongs to.
+
+    All else is then loaded from that commit, even if the branch moves meanwhile.
+    """
     try:
-        with _refused(name, "configuration"), _quiet():
-            config = AutoConfig.from_pretrained(
-                place.model, revision=revision or "main", trust_remote_code=False
-            )
-    except ConfigurationError as error:
-        if not place.from_hub or not isinstance(error.__cause__, OSError):
-            raise
-        raise _hub_miss(name, revision, error.__cause__) from error.__cause__
-    return config, getattr(config, "_commit_hash", None) if place.from_hub else None
+        with _quiet():
+            file = cached_file(name, "config.json", revision=revision)
+    except (OSError, ValueError) as error:
+        raise _hub_miss(name, revision, error) from error
+    return extract_commit_hash(file, None) or revision
 
 
-def _hub_miss(name: str, revision: str | None, cause: OSError) -> DeltatuneError:
+def _hub_miss(name: str, revision: str | None, cause: Exception) -> DeltatuneError:
     """The error for a hub id that could not be had, with our own nearest names if any are near."""
     at = f" at revision {revision!r}" if revision else ""
     unknown = UnknownNameError(
