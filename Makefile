@@ -1,4 +1,4 @@
-.PHONY: setup demo test check clones docs
+.PHONY: setup demo test check clones docs matrix
 
 setup:
 	@scripts/setup
@@ -18,3 +18,6 @@ clones:
 
 docs:
 	@scripts/docs
+
+matrix:
+	@scripts/matrix

@@ -1,0 +1,95 @@
+"""Runs the conformance suite and writes its matrix: methods down, families across, laws passed.
+
+A cell that passed with this code and these libraries is not run again: `build/matrix.jsonl` keeps it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from deltatune.core.grammar import parse
+from deltatune.study.source import code_version
+from deltatune.testing.families import FAMILIES
+from deltatune.testing.methods import Case, laws
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+KEPT, PAGE = ROOT / "build" / "matrix.jsonl", ROOT / "docs" / "results" / "conformance.md"
+
+
+def run(case: Case) -> tuple[int, list[str]]:
+    """How many laws hold, and the names and errors of those that do not."""
+    broken = []
+    for law in laws():
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                law(case, Path(folder))
+            except Exception as error:  # every kind of failure is a cell of the table
+                broken.append(f"{law.__name__}: {str(error).splitlines()[:1]}")
+    return len(laws()) - len(broken), broken
+
+
+def kept() -> dict[str, int]:
+    """Cells that passed already."""
+    if not KEPT.exists():
+        return {}
+    return {entry["key"]: entry["passed"] for entry in map(json.loads, KEPT.open())}
+
+
+def main() -> int:
+    """Runs what is missing, prints the table, and says by its exit code whether all laws hold."""
+    from tests.methods.test_conformance import METHODS
+
+    console, done, failures = Console(), kept(), []
+    KEPT.parent.mkdir(exist_ok=True)
+    table: dict[str, dict[str, int]] = {}
+    for method in METHODS:
+        used = tuple(sorted({one.name for one in parse(method)}))
+        for family in FAMILIES:
+            key = f"{code_version(used)} {method} {family}"
+            if key not in done:
+                done[key], broken = run(Case(method, family))
+                failures += [f"{method} on {family}: {line}" for line in broken]
+                if not broken:
+                    with KEPT.open("a") as file:
+                        print(json.dumps({"key": key, "passed": done[key]}), file=file)
+            table.setdefault(method, {})[family] = done[key]
+            console.print(f"{method} on {family}: {done[key]}/{len(laws())}")
+    page = _page(table)
+    PAGE.write_text(page)
+    console.print(page, *failures, sep="\n", markup=False)
+    return 1 if failures else 0
+
+
+def _page(table: dict[str, dict[str, int]]) -> str:
+    count = len(laws())
+    rows = [
+        f"| `{method}` | " + " | ".join(f"{passed}/{count}" for passed in row.values()) + " |"
+        for method, row in table.items()
+    ]
+    named = ", ".join(law.__name__.removeprefix("law_") for law in laws())
+    head = f"| method | {' | '.join(FAMILIES)} |"
+    return "\n".join(
+        [
+            "# Conformance",
+            "",
+            f"Laws that hold, of {count} ({named}), for every method on every family in miniature.",
+            "Made by `make matrix`.",
+            "",
+            head,
+            "|" + "---|" * (len(FAMILIES) + 1),
+            *rows,
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    raise SystemExit(main())
