@@ -25,12 +25,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deltatune.core.delta import Delta, attach
-from deltatune.core.errors import ArtefactError, BackboneMismatchError
+from deltatune.core.errors import (
+    ArtefactError,
+    BackboneMismatchError,
+    ConfigurationError,
+    DeltatuneError,
+    StateError,
+)
 from deltatune.core.fingerprint import Fingerprint, fingerprint
 from deltatune.core.grammar import Expression, parse
-from deltatune.core.host import host_of
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.layout import layout
+from deltatune.core.leaf import Leaf
+from deltatune.core.site import originals
 
 __all__ = ["Artefact", "backbone_of", "load", "read", "save", "stored_tensors"]
 
@@ -51,6 +58,7 @@ class Artefact(BaseModel):
 
     Attributes:
         format, version: what the file is.
+        digest: sha256 of `delta.json` with this digest left empty.
         method: the expression, in the grammar of methods.
         backbone: what it was made for.
         tensors: what `delta.safetensors` holds.
@@ -62,6 +70,7 @@ class Artefact(BaseModel):
 
     format: Literal["deltatune"] = "deltatune"
     version: Literal[1] = 1
+    digest: str = ""
     method: str
     backbone: Fingerprint
     tensors: dict[str, TensorEntry]
@@ -72,24 +81,28 @@ class Artefact(BaseModel):
 
 def backbone_of(delta: Delta) -> Fingerprint:
     """The fingerprint of the backbone of a delta, as it was before any delta."""
-    originals: Mapping[str, Tensor] = delta.host.originals
+    own: Mapping[str, Tensor] = originals(delta.model)
     if isinstance(delta.bank, InPlaceBank):
         names = [name.partition("/")[2] for name in delta.bank.names]
-        originals = dict(zip(names, delta.bank.before, strict=True))
+        own = dict(zip(names, delta.bank.before, strict=True))
         tied = {id(p): name for name, p in delta.model.named_parameters()}
         for name, value in delta.model.state_dict(keep_vars=True).items():
             if id(value) in tied:
-                originals[name] = originals[tied[id(value)]]
+                own[name] = own[tied[id(value)]]
     heads = [
         site.path for part in delta.parts if part.method.category == "head" for site in part.sites
     ]
-    return fingerprint(delta.model, originals=originals, excluded=heads)
+    return fingerprint(delta.model, originals=own, excluded=heads)
 
 
 def stored_tensors(delta: Delta, slot: int = 0) -> dict[str, Tensor]:
     """What an artefact holds of one slot: the leaves of `method.stored()`, by full name."""
     held = delta.bank.read(slot)
     if isinstance(delta.bank, InPlaceBank):
+        if not delta.attached:
+            raise StateError(
+                f"{delta.name} is detached, and the backbone is as it was. Save before detach()."
+            )
         return {name: value.detach() for name, value in held.items()}
     stored: dict[str, Tensor] = {}
     for part in delta.parts:
@@ -107,12 +120,21 @@ def save(
     """Writes one slot of a delta as an artefact; nothing is visible under `folder` before all of it
     is.
 
-    Raises ArtefactError if the folder exists already and `overwrite` is False, or cannot be
-    written.
+    Raises:
+        ArtefactError: the folder exists already and `overwrite` is False, it holds anything but an
+            artefact, or it cannot be written.
+        ConfigurationError: the facts are not what JSON can hold.
+        StateError: the delta trained the backbone in place and is detached.
     """
     target = Path(folder)
-    if target.exists() and not overwrite:
-        raise ArtefactError(f"{target} exists. Choose another folder, or pass overwrite=True.")
+    if target.exists():
+        if not overwrite:
+            raise ArtefactError(f"{target} exists. Choose another folder, or pass overwrite=True.")
+        if not target.is_dir() or {p.name for p in target.iterdir()} - {_JSON, _TENSORS}:
+            raise ArtefactError(
+                f"{target} holds something else than a delta, and overwriting would remove it. "
+                "Choose another folder."
+            )
     expression = Expression(tuple(method.stored() for method in delta.expressions[slot]))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -136,10 +158,12 @@ def save(
             sha256=_sha256(part / _TENSORS),
             facts=dict(facts or {}),
         )
-        (part / _JSON).write_text(content.model_dump_json(indent=1) + "\n")
+        (part / _JSON).write_text(_signed(content), encoding="utf-8")
         _publish(part, target)
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"Cannot write the delta to {target}: {error}.") from error
+    except ValueError as error:
+        raise ConfigurationError(f"The facts cannot be written as JSON: {error}.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
@@ -152,14 +176,15 @@ def read(folder: str | Path) -> Artefact:
     """
     path = Path(folder)
     try:
-        content = json.loads((path / _JSON).read_text())
+        text = (path / _JSON).read_bytes().decode("utf-8")
+        content = json.loads(text)
         size = (path / _TENSORS).stat().st_size
     except FileNotFoundError as error:
         raise ArtefactError(
             f"{path} is no delta: {Path(error.filename).name} is missing."
         ) from None
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"{path / _JSON} cannot be read: {error}.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtefactError(f"{path / _JSON} cannot be read: {error}. Fetch it again.") from None
     if isinstance(content, dict) and content.get("version", 1) != 1:
         raise ArtefactError(
             f"{path} is written in version {content['version']} of the format; this library reads "
@@ -171,6 +196,11 @@ def read(folder: str | Path) -> Artefact:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ArtefactError(f"{path / _JSON}: {where}: {first['msg']}.") from None
+    if _digest(text, artefact.digest) != artefact.digest:
+        raise ArtefactError(
+            f"{path / _JSON} was changed after it was written: its digest is another. "
+            "Fetch it again."
+        )
     if size != artefact.size:
         raise ArtefactError(
             f"{path / _TENSORS} has {size:,} bytes, not {artefact.size:,}: it is truncated or was "
@@ -191,7 +221,7 @@ def load(model: nn.Module, folder: str | Path, *, seed: int = 0) -> Delta:
         ArtefactError: its files are damaged, or do not hold what its method needs.
     """
     artefact = read(folder)
-    found = fingerprint(model, originals=_originals(model), excluded=artefact.backbone.excluded)
+    found = fingerprint(model, originals=originals(model), excluded=artefact.backbone.excluded)
     difference = artefact.backbone.difference(found)
     if difference is not None:
         made_for = artefact.backbone.name or artefact.backbone.kind
@@ -199,25 +229,20 @@ def load(model: nn.Module, folder: str | Path, *, seed: int = 0) -> Delta:
             f"The delta in {folder} was made for {made_for}; this model is {difference}. "
             "Load that backbone, or train the delta anew on this one."
         )
-    expression = parse(artefact.method)
-    tensors = _tensors(model, Path(folder), artefact, expression)
+    try:
+        expression = parse(artefact.method)
+        leaves = {n: leaf for part in layout(model, expression) for n, leaf in part.leaves.items()}
+    except DeltatuneError as error:
+        raise ArtefactError(f"{folder}: {artefact.method!r} cannot be attached: {error}") from None
+    tensors = _tensors(Path(folder), artefact, leaves)
     delta = attach(model, expression, seed=seed)
     delta.bank.write(0, tensors)
     return delta
 
 
-def _originals(model: nn.Module) -> Mapping[str, Tensor]:
-    host = host_of(model)
-    return {} if host is None else host.originals
-
-
-def _tensors(
-    model: nn.Module, folder: Path, artefact: Artefact, expression: Expression
-) -> dict[str, Tensor]:
+def _tensors(folder: Path, artefact: Artefact, leaves: Mapping[str, Leaf]) -> dict[str, Tensor]:
     """The tensors, read only after their names and shapes are those that the method announces."""
-    expected = {
-        name: leaf.shape for part in layout(model, expression) for name, leaf in part.leaves.items()
-    }
+    expected = {name: leaf.shape for name, leaf in leaves.items()}
     listed = {name: entry.shape for name, entry in artefact.tensors.items()}
     if listed != expected:
         wrong = sorted(n for n in {*expected, *listed} if expected.get(n) != listed.get(n))
@@ -234,9 +259,28 @@ def _tensors(
                 raise ArtefactError(
                     f"{folder / _TENSORS} does not hold the tensors that delta.json lists."
                 )
-            return {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
         raise ArtefactError(f"{folder / _TENSORS} cannot be read: {error}.") from None
+    for name, value in tensors.items():
+        real = leaves[name].dtype.is_floating_point
+        if _name(value.dtype) != artefact.tensors[name].dtype or value.is_floating_point() != real:
+            raise ArtefactError(
+                f"{folder / _TENSORS}: {name} is {value.dtype}, which it cannot be."
+            )
+    return tensors
+
+
+def _signed(content: Artefact) -> str:
+    """The text of `delta.json`, with the digest of all else in it."""
+    text = content.model_dump_json(indent=1) + "\n"
+    return text.replace('"digest": ""', f'"digest": "{_digest(text, "")}"', 1)
+
+
+def _digest(text: str, held: str) -> str:
+    """The digest of a `delta.json` that holds `held` as its digest."""
+    blank = text.replace(f'"digest": "{held}"', '"digest": ""', 1)
+    return hashlib.sha256(blank.encode()).hexdigest()
 
 
 def _publish(part: Path, target: Path) -> None:
@@ -256,15 +300,18 @@ def _publish(part: Path, target: Path) -> None:
     try:
         part.rename(target)
     except OSError:
-        former.rename(target)
+        former.rename(target)  # if this fails too, the former one stays where it was put
+        former.parent.rmdir()
         raise
-    finally:
-        shutil.rmtree(former.parent, ignore_errors=True)
+    shutil.rmtree(former.parent, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -9,7 +9,7 @@ again at the next forward.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ class Bank(nn.Module):
                 self.fixed[name] = f"fixed_{index}"
                 held = torch.zeros(slots, *leaf.shape, dtype=leaf.dtype, device=device)
                 self.register_buffer(f"fixed_{index}", held)
-        self._opened: dict[torch.dtype, dict[str, Tensor]] | None = None
+        self._opened: dict[tuple[torch.dtype, bool], dict[str, Tensor]] | None = None
 
     @property
     def count(self) -> int:
@@ -107,23 +107,19 @@ class Bank(nn.Module):
         for row, place in zip(self.slots, buffer.unbind(0), strict=True):
             row.data = place
 
-    def joined(self) -> Tensor:
-        """All rows, [K, n]."""
-        rows = list(self.slots)
+    def joined(self, used: Collection[int | None]) -> Tensor:
+        """All rows, [K, n]. Those not in `used` get no gradient: no optimiser moves them."""
+        rows = [row if k in used else row.detach() for k, row in enumerate(self.slots)]
         if len(rows) == 1:
             alone: Tensor = rows[0].unsqueeze(0)
             return alone
-        if not _adjacent(rows):
-            self.pack()
-        buffer = (
-            rows[0]
-            .detach()
-            .as_strided(
-                (len(rows), rows[0].numel()), (rows[0].numel(), 1), rows[0].storage_offset()
-            )
-        )
-        if torch.compiler.is_compiling():  # the check of versions would break the graph
+        if torch.compiler.is_compiling():  # checks of storages and versions would break the graph
             return torch.stack(rows)
+        if not _adjacent(list(self.slots)):
+            self.pack()
+            return self.joined(used)
+        first = rows[0].detach()
+        buffer = first.as_strided((len(rows), len(first)), (len(first), 1), first.storage_offset())
         joined: Tensor = _Join.apply(buffer, *rows)  # type: ignore[no-untyped-call]
         return joined
 
@@ -135,18 +131,25 @@ class Bank(nn.Module):
         """Ends a forward."""
         self._opened = None
 
-    def stacked(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Every leaf with its slot axis, [K, *shape], in `dtype`; the fixed ones as they are."""
-        if self._opened is not None and dtype in self._opened:
-            return self._opened[dtype]
-        pieces = torch.split(self.joined().to(dtype), self.sizes, dim=1)
+    def stacked(self, dtype: torch.dtype, used: Collection[int | None]) -> dict[str, Tensor]:
+        """Every leaf with its slot axis, [K, *shape], in `dtype`; the fixed ones as they are.
+
+        Args:
+            dtype: of the trained leaves.
+            used: the slots that the batch uses.
+        """
+        # A reentrant checkpoint runs its blocks without gradients, in the midst of a forward.
+        key = (dtype, torch.is_grad_enabled())
+        if self._opened is not None and key in self._opened:
+            return self._opened[key]
+        pieces = torch.split(self.joined(used).to(dtype), self.sizes, dim=1)
         values = {
             name: piece.view(-1, *shape)
             for (name, shape), piece in zip(self.trained.items(), pieces, strict=True)
         }
         values |= {name: getattr(self, attribute) for name, attribute in self.fixed.items()}
         if self._opened is not None:
-            self._opened[dtype] = values
+            self._opened[key] = values
         return values
 
     def __getstate__(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Link:
         """The leaves of this site with their slot axis, in `dtype`."""
         bank = self.delta.bank
         assert isinstance(bank, Bank)
-        held = bank.stacked(dtype)
+        held = bank.stacked(dtype, self.delta.rows.groups)
         return {name: held[key] for name, key in self.names.items()}
 
     def leaves(self, slot: int) -> dict[str, Tensor]:
@@ -203,6 +203,8 @@ class Chain:
         for link in self.entries:
             if link.live:
                 link.entry_input = args[0]
+        for link in self.links:
+            link.delta.check_recomputation()
         links = [link for link in self.links if link.live]
         if not links:
             return self.base(*args, **kwargs)
@@ -232,6 +234,7 @@ class Chain:
 
     def weights(self, links: list[Link], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's output with its parameters folded; what has a cheaper road takes it."""
+        args = self._per_row(links, args)
         size = args[0].shape[0]
         uniform = all(link.rows(size).uniform is not None for link in links)
         roads = [self._road(link, uniform) for link in links]
@@ -254,6 +257,25 @@ class Chain:
             new = spread(link.fast, rows, x, part, leaves, slotwise=True)
             output = link.paste(output, new.to(output.dtype))
         return output
+
+    def _per_row(self, links: list[Link], args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments with one entry for each row, where rows go through different slots.
+
+        Positions are embedded once for all rows. Tables inside a block (T5's relative positions)
+        are read once for each pair of positions, so that no row of theirs is a row of the batch.
+        """
+        routed = max(len(link.delta.rows.slots) for link in links)
+        if not isinstance(self.module, nn.Embedding) or routed == 1:
+            return args
+        if all(link.delta.rows.uniform is not None for link in links):
+            return args
+        if links[0].site.part != "embedding":
+            raise UnsupportedError(
+                f"{links[0].site.path} is not called once per row, so the rows of a batch cannot "
+                "use different slots of it. Route the whole batch to one slot."
+            )
+        ids = args[0].expand(routed, *args[0].shape[1:]) if args[0].shape[0] == 1 else args[0]
+        return (ids, *args[1:])
 
     def _road(self, link: Link, uniform: bool) -> str:
         """How a link takes part: "fold", "fast" (added to the output) or "bias" (folded, weight
@@ -287,15 +309,22 @@ class Chain:
         """The module's folded parameters, computed in fp32 and cast once to the module's dtype."""
         own = {name: value for name, value in self.module._parameters.items() if value is not None}
         touched = set[str]().union(*(link.touched for link in links))
-        base = {name: wide(value) for name, value in own.items() if name in touched}
-        values: dict[str, Tensor | None] = dict(base)
-        with torch.autocast(next(iter(own.values())).device.type, enabled=False):
+        present = {name: wide(value) for name, value in own.items() if name in touched}
+        base = dict(present)
+        for name in present:
+            frozen = links[0].site.frozen(name)
+            if frozen is not None and frozen is not own[name]:
+                base[name] = wide(frozen)
+        values: dict[str, Tensor | None] = dict(present)
+        first = next(iter(own.values()))
+        with torch.autocast(first.device.type, enabled=False):
             for link, slot in zip(links, slots, strict=True):
                 if slot is not None:
                     values = link.fold(values, base, link.leaves(slot))
-        dtype = next(iter(own.values())).dtype
         return own | {
-            n: v.to(dtype) for n, v in values.items() if v is not None and v is not base.get(n)
+            name: value.to(first.dtype)
+            for name, value in values.items()
+            if value is not None and value is not present.get(name)
         }
 
     def compute(

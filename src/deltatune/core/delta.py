@@ -25,7 +25,7 @@ from deltatune.core.method import Method
 from deltatune.core.rows import Rows
 from deltatune.core.seam import SEAMS
 from deltatune.core.select import Form
-from deltatune.core.site import Site
+from deltatune.core.site import Site, keep, release
 
 __all__ = ["Delta", "attach", "deltas_of"]
 
@@ -61,6 +61,7 @@ class Delta(nn.Module):
         self.step = 0
         self.keyed = False
         self._route: Rows | None = None
+        self._seen: tuple[object, ...] | None = None
         device = next(host.model.parameters()).device
         leaves = {name: leaf for part in parts for name, leaf in part.leaves.items()}
         self.bank: Bank | InPlaceBank
@@ -117,10 +118,29 @@ class Delta(nn.Module):
             "Say which row uses which slot: `with delta.route([0, 1, ...]):`."
         )
 
+    def check_recomputation(self) -> None:
+        """A checkpointed block that runs again in the backward pass must find what it ran with.
+
+        Raises StateError if the delta was routed, switched or stepped in between.
+        """
+        if self.host.depth or torch._C._current_graph_task_id() < 0:
+            return
+        if self._seen is not None and self._seen != self._condition:
+            raise StateError(
+                f"{self.name} was routed, switched or stepped between the forward pass and the "
+                "backward pass of a checkpointed model, which computes anew. Call backward() "
+                "within the same `with`."
+            )
+
+    @property
+    def _condition(self) -> tuple[object, ...]:
+        return self._route, self.enabled, self.merged, self.dropping, self.step
+
     def advance(self) -> None:
-        """A training forward begins. Counts steps, unless a training loop sets them."""
-        if not self.keyed:
+        """An outermost forward begins. Counts training steps, unless a training loop sets them."""
+        if self.dropping and torch.is_grad_enabled() and not self.keyed:
             self.step += 1
+        self._seen = self._condition
 
     @contextmanager
     def route(self, rows: Sequence[int | None]) -> Iterator[None]:
@@ -222,7 +242,7 @@ class Delta(nn.Module):
         """
         host = self.host
         self._check_merge(host)
-        written: dict[str, Tensor] = {}
+        written: dict[tuple[str, str], Tensor] = {}
         for chain in host.chains:
             links = [link for link in chain.links if link.delta is self]
             if links:
@@ -234,11 +254,12 @@ class Delta(nn.Module):
                             f"{path} has no {name}: {self.name} created one, and merging it would "
                             "change the backbone's architecture. Keep the delta attached."
                         )
-                    written[f"{path}.{name}"] = values[name]
-        for full, value in written.items():
-            parameter = host.model.get_parameter(full)
-            self._kept[full] = parameter.detach().clone()
-            host.originals.setdefault(full, self._kept[full])
+                    written[path, name] = values[name]
+        for (path, name), value in written.items():
+            module = host.model.get_submodule(path)
+            parameter = module.get_parameter(name)
+            self._kept[path, name] = parameter.detach().clone()
+            keep(module, name, self._kept[path, name])
             parameter.data.copy_(value)
         host.merged.append(self)
         self.merged = True
@@ -253,17 +274,17 @@ class Delta(nn.Module):
             raise StateError(f"{self.name} is not merged.")
         if host.merged[-1] is not self:
             raise StateError(f"Unmerge {host.merged[-1].name} first: it was merged later.")
-        for full, value in self._kept.items():
-            host.model.get_parameter(full).data.copy_(value)
-            if value is host.originals.get(full):
-                del host.originals[full]
+        for (path, name), value in self._kept.items():
+            module = host.model.get_submodule(path)
+            module.get_parameter(name).data.copy_(value)
+            release(module, name, value)
         self._kept.clear()
         host.merged.pop()
         self.merged = False
 
     @property
-    def _kept(self) -> dict[str, Tensor]:
-        kept: dict[str, Tensor] = self.__dict__.setdefault("_kept_weights", {})
+    def _kept(self) -> dict[tuple[str, str], Tensor]:
+        kept: dict[tuple[str, str], Tensor] = self.__dict__.setdefault("_kept_weights", {})
         return kept
 
     def _check_merge(self, host: Host) -> None:
@@ -340,15 +361,16 @@ def attach(
     described = [
         {n: leaf for part in parts for n, leaf in part.leaves.items()} for parts in layouts
     ]
-    host = host_of(model)
-    delta = Delta(host or Host(model), expressions, layouts[0], seeds)
+    host = host_of(model) or Host(model)
+    delta: Delta | None = None
     try:
+        delta = Delta(host, expressions, layouts[0], seeds)
         delta.bank.draw(described, seeds)
         delta.install()
     except BaseException:
-        if delta.attached:
+        if delta is not None and delta.attached:
             delta.detach()
-        delta.host.sweep()
+        host.sweep()
         raise
     return delta
 

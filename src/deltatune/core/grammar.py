@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,12 +45,16 @@ class Expression:
         )
 
     def at(self, target: str | None) -> Expression:
-        """The same with `target` for every method that names no target itself."""
+        """The same with `target` for every method that names none, controls and heads aside."""
         if target is None:
             return self
+        placed = ("control", "head")  # they know their one place
         return Expression(
             tuple(
-                m if m.at is not None else dataclasses.replace(m, at=target) for m in self.methods
+                method
+                if method.at is not None or method.category in placed
+                else dataclasses.replace(method, at=target)
+                for method in self.methods
             )
         )
 
@@ -100,9 +105,13 @@ def split_methods(text: str) -> tuple[str, ...]:
 
 def _tree(text: str, source: str) -> ast.expr:
     try:
-        return ast.parse(source, mode="eval").body
-    except SyntaxError as error:
-        place = f" near position {error.offset}" if error.offset else ""
+        with warnings.catch_warnings():
+            # Patterns are written with backslashes, of which Python knows some only.
+            warnings.simplefilter("ignore")
+            return ast.parse(source, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        offset = getattr(error, "offset", None)
+        place = f" near position {offset}" if offset else ""
         raise ConfigurationError(
             f"Cannot read the method {text!r}{place}. Write name(field=value, ...) + name(...), "
             "with text values in quotes: lora(rank=8, at='attention.q')."
@@ -117,12 +126,22 @@ def _methods(node: ast.expr, text: str) -> Iterator[Method]:
         case ast.Name(id=name):
             yield build(name, {})
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
-            yield build(name, dict(_argument(k, text) for k in keywords))
+            yield build(name, _arguments(keywords, text))
         case _:
             raise ConfigurationError(
                 f"{ast.unparse(node)!r} in {text!r} is not a method. Write name or "
                 "name(field=value, ...), joined by '+'; every argument is named."
             )
+
+
+def _arguments(keywords: list[ast.keyword], text: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for keyword in keywords:
+        name, value = _argument(keyword, text)
+        if name in found:
+            raise ConfigurationError(f"{name} is given twice in {text!r}. Give it once.")
+        found[name] = value
+    return found
 
 
 def _argument(keyword: ast.keyword, text: str) -> tuple[str, Any]:

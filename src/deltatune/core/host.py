@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deltatune.core.chain import Chain, Inner
 
@@ -32,9 +31,6 @@ class Host:
         self.deltas: list[Delta] = []
         self.chains: list[Chain] = []
         self.merged: list[Delta] = []
-        self.originals: dict[
-            str, Tensor
-        ] = {}  # frozen values of parameters that hold a merged delta
         self.depth = 0
         self.flags = {name: p.requires_grad for name, p in model.named_parameters()}
         for parameter in model.parameters():
@@ -67,8 +63,7 @@ class Host:
         if self.depth == 0:
             for delta in self.deltas:
                 delta.bank.open()
-                if delta.dropping and torch.is_grad_enabled():
-                    delta.advance()
+                delta.advance()
         self.depth += 1
         try:
             yield

@@ -21,6 +21,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,10 @@ class Method(abc.ABC):
                 names = " or ".join(kind.__name__.replace("NoneType", "None") for kind in expected)
                 raise ConfigurationError(
                     f"{self.name}: {field.name} must be {names}; it is {value!r}."
+                )
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigurationError(
+                    f"{self.name}: {field.name} must be finite; it is {value!r}."
                 )
         if not 0 <= self.dropout < 1:
             raise ConfigurationError(f"dropout must lie in [0, 1); it is {self.dropout}.")

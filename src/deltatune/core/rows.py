@@ -28,6 +28,12 @@ class Rows:
 
     slots: tuple[int | None, ...]
 
+    def __post_init__(self) -> None:
+        if not self.slots:
+            raise ConfigurationError(
+                "A routing names a slot, or None, for every row; found no row."
+            )
+
     @cached_property
     def uniform(self) -> int | None:
         """The one slot that all rows use, if there is one."""

@@ -107,7 +107,7 @@ class _Copy:
 
     def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
         del random
-        value = self.site.parameters[self.parameter]
+        value = self.site.frozen(self.parameter)
         assert value is not None
         if value.is_meta:
             return torch.zeros(shape)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from deltatune.core.storage import storage_of
 
-__all__ = ["ATTENTIONS", "Place", "Site"]
+__all__ = ["ATTENTIONS", "Place", "Site", "keep", "originals", "release"]
 
+_FROZEN = "_deltatune_frozen"  # on a module: own values of parameters that hold a merged delta
 ATTENTIONS = ("self_attention", "cross_attention")
 
 
@@ -89,6 +90,11 @@ class Site:
         """The module's own parameters by name, absent ones (a missing bias) as None."""
         return self.module._parameters
 
+    def frozen(self, name: str) -> Tensor | None:
+        """The backbone's own value of a parameter, also while a delta is merged into it."""
+        held: Mapping[str, Tensor] = self.module.__dict__.get(_FROZEN, {})
+        return held.get(name, self.module._parameters.get(name))
+
     def weight(self) -> Tensor:
         """The frozen weight, (outputs, inputs), whatever the module stores; the slice of a fused
         one.
@@ -97,3 +103,26 @@ class Site:
         assert weight is not None
         whole = storage_of(self.module).view(weight)
         return whole if self.rows is None else whole[slice(*self.rows)]
+
+
+def keep(module: nn.Module, name: str, value: Tensor) -> None:
+    """Remembers a parameter's own value, before the first delta is merged into it."""
+    module.__dict__.setdefault(_FROZEN, {}).setdefault(name, value)
+
+
+def release(module: nn.Module, name: str, value: Tensor) -> None:
+    """Forgets it, if `value` is what was kept: the last delta has been unmerged."""
+    held: dict[str, Tensor] = module.__dict__[_FROZEN]
+    if held.get(name) is value:
+        del held[name]
+    if not held:
+        del module.__dict__[_FROZEN]
+
+
+def originals(model: nn.Module) -> dict[str, Tensor]:
+    """Full name to own value of every parameter that holds a merged delta."""
+    return {
+        f"{path}.{name}" if path else name: value
+        for path, module in model.named_modules()
+        for name, value in module.__dict__.get(_FROZEN, {}).items()
+    }

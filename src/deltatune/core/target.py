@@ -53,7 +53,8 @@ _PARTS = (
     "linear",
 )
 ROLE_WORDS = (*_STACKS, "block", *_SUBLAYERS, *_PARTS)
-_BLOCK = re.compile(r"block(\[(?P<index>-?\d*(:-?\d*){0,2})\])?")
+_NUMBER = r"(-?\d+)?"
+_BLOCK = re.compile(rf"block(\[(?P<index>-?\d+|{_NUMBER}:{_NUMBER}(:-?[1-9]\d*)?)\])?")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Role:
         bounds = [int(b) if b else None for b in self.block.split(":")]
         every = range(count)
         if len(bounds) == 1:
-            index = bounds[0] or 0
+            index = int(self.block)
             return {every[index]} if -count <= index < count else set()
         return set(every[slice(*bounds)])
 
@@ -157,7 +158,7 @@ def _by_role(model: nn.Module, role: Role, known: Sequence[Place], face: Face) -
     if role.sublayer is not None and role.part is None and face == "output":
         yield from _spans(model, matched)
     elif role.part is None and role.sublayer is None and role.block is not None:
-        yield from _whole_blocks(model, matched)
+        yield from _whole_blocks(model, matched, face)
     else:
         yield from _modules(model, role, matched, face)
 
@@ -210,7 +211,7 @@ def _spans(model: nn.Module, matched: Sequence[Place]) -> Iterator[Site]:
         yield Site(name, leave, last.module, inputs, outputs, place, entry=(first.module, enter))
 
 
-def _whole_blocks(model: nn.Module, matched: Sequence[Place]) -> Iterator[Site]:
+def _whole_blocks(model: nn.Module, matched: Sequence[Place], face: Face) -> Iterator[Site]:
     known = {place.module: place for place in matched if place.share is None}
     prefixes = dict.fromkeys(
         (place.stack, place.block, _block_path(place))
@@ -220,6 +221,8 @@ def _whole_blocks(model: nn.Module, matched: Sequence[Place]) -> Iterator[Site]:
     for stack, block, prefix in prefixes:
         for name, module in model.get_submodule(prefix).named_modules(prefix=prefix):
             if any(p is not None for p in module._parameters.values()):
+                if face == "weight" and not storage_of(module).linear:
+                    continue
                 place = known.get(name) or Place(name, stack, block, None, "")
                 yield site_at(module, name, place)
 

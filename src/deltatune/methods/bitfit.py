@@ -33,7 +33,8 @@ class BitFit(Method):
 
     def select(self, site: Site) -> Mapping[str, Form]:
         exists = site.parameters.get("bias") is not None
-        return {"bias": Difference()} if exists or self.create else {}
+        could = self.create and site.parameters.get("weight") is not None
+        return {"bias": Difference()} if exists or could else {}
 
     def idle(self, site: Site, leaf: str) -> bool:
         return site.part == "k"

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from deltatune.core.errors import ConfigurationError
 from deltatune.core.method import Category, Method, register
 from deltatune.core.select import Form
 from deltatune.core.site import Site
@@ -24,6 +25,13 @@ class Full(Method):
     default_at: ClassVar[str] = "all"
     learning_rate: ClassVar[float] = 1e-4
     in_place: ClassVar[bool] = True
+
+    def check(self) -> None:
+        if self.at is not None:
+            raise ConfigurationError(
+                f"full trains everything, so it takes no target; found at={self.at!r}. "
+                "Use last_layer(at=...) to train some modules whole."
+            )
 
     def select(self, site: Site) -> Mapping[str, Form]:
         return {}

@@ -7,6 +7,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from deltatune.backbones.virtual_tokens.tokens import tokens_of
-from deltatune.core.chain import Link
-from deltatune.core.errors import TargetError, UnsupportedError
+from deltatune.core.chain import Inner, Link
+from deltatune.core.errors import StateError, TargetError, UnsupportedError
 from deltatune.core.host import Host
 from deltatune.core.seam import SEAMS, Seam
 from deltatune.core.site import Place, Site
@@ -45,6 +46,8 @@ def _attention(
         kernel = sys.modules[type(module).__module__].eager_attention_forward
     else:
         kernel = ALL_ATTENTION_FUNCTIONS[base]
+    for link in module.__dict__.get(_ATTEND, ()):
+        link.delta.check_recomputation()
     links = [link for link in module.__dict__.get(_ATTEND, ()) if link.live]
     if not links:
         return kernel(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
@@ -132,22 +135,43 @@ class AttendSeam(Seam):
         """See Seam."""
         if _CONFIGS not in host.model.__dict__:
             host.model.__dict__[_CONFIGS] = _switch(host.model)
+            host.chain(host.model).arounds.append(_SameKernel(host.model))
         for link in links:
             link.site.module.__dict__.setdefault(_ATTEND, []).append(link)
 
     def remove(self, host: Host, links: Sequence[Link]) -> None:
         """See Seam."""
         for link in links:
-            held: list[Link] = link.site.module.__dict__[_ATTEND]
-            held.remove(link)
+            held: list[Link] = link.site.module.__dict__.get(_ATTEND, [])
+            if link in held:
+                held.remove(link)
             if not held:
-                del link.site.module.__dict__[_ATTEND]
+                link.site.module.__dict__.pop(_ATTEND, None)
         if not any(_ATTEND in module.__dict__ for module in host.model.modules()):
-            for config, name in host.model.__dict__.pop(_CONFIGS):
+            root = host.chain(host.model)
+            root.arounds = [a for a in root.arounds if not isinstance(a, _SameKernel)]
+            for config, name in host.model.__dict__.pop(_CONFIGS, ()):
                 _USERS[id(config)] = _USERS.get(id(config), 1) - 1
                 if _USERS[id(config)] <= 0:
                     del _USERS[id(config)]
                     config._attn_implementation = name
+
+
+@dataclass(eq=False)
+class _SameKernel:
+    """Around the model: a kernel changed under a prefix would switch the prefix off unseen."""
+
+    model: nn.Module
+
+    def __call__(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for config, name in self.model.__dict__[_CONFIGS]:
+            if not config._attn_implementation.startswith(_OURS):
+                raise StateError(
+                    f"The attention kernel was changed from {name} to "
+                    f"{config._attn_implementation} under a prefix, which it would not see. "
+                    "Detach the prefix, change the kernel, attach again."
+                )
+        return inner(*args, **kwargs)
 
 
 def _attention_site(model: nn.Module, path: str, key: Place, value: Place) -> Site:

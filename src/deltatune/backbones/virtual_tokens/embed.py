@@ -263,7 +263,9 @@ class EmbedSeam(Seam):
         """See Seam."""
         for link in links:
             chain = host.chain(link.site.module)
-            around = next(a for a in chain.arounds if isinstance(a, _Lengthen))
+            around = next((a for a in chain.arounds if isinstance(a, _Lengthen)), None)
+            if around is None or link not in around.links:
+                continue
             around.links.remove(link)
             if around.links:
                 continue
