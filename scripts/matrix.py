@@ -1,6 +1,7 @@
 """Runs the conformance suite and writes its matrix: methods down, families across, laws passed.
 
-A cell that passed with this code and these libraries is not run again: `build/matrix.jsonl` keeps it.
+A cell that passed with this code and these libraries is not run again: `build/matrix.jsonl` keeps
+it.
 """
 
 from __future__ import annotations
