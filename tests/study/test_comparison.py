@@ -17,6 +17,7 @@ from deltatune.core.errors import ConfigurationError, StateError, TrainingError,
 from deltatune.study.cell import Cell, CellResult
 from deltatune.study.comparison import Comparison, preset, run_comparison
 from deltatune.study.page import render_page, write_page
+from deltatune.study.runner import Event
 from deltatune.study.select import Grid
 from deltatune.study.store import MemoryStore, Store
 from deltatune.study.summary import Summary, summarise
@@ -65,6 +66,18 @@ def test_nothing_is_run_twice() -> None:
     compare(store, counted, tasks=("emotion",))
     assert len(calls) == len(set(calls)) == 3 * (3 + 1) * len(TASKS)
     assert len(store.records()) == size + 2, "only the note of what is compared is new"
+
+
+def test_a_process_that_joins_late_does_not_undo_what_is_known() -> None:
+    store = MemoryStore()
+    whole = compare(store, tasks=("emotion",))
+
+    def look(event: Event) -> None:
+        assert summarise(store) == whole
+
+    comparison = whole.comparison
+    run_comparison(comparison, execute, store, watch=look)
+    assert summarise(store) == whole
 
 
 def test_grids_grow_until_their_best_value_is_inside() -> None:

@@ -219,11 +219,15 @@ class _Search:
         )
 
     def _keep_note(self, searched: list[str], final: list[str]) -> None:
-        """Writes down what is compared and which cells belong to it, for the report."""
-        value = {
-            "comparison": self.comparison.model_dump(mode="json"),
-            "searched": searched,
-            "final": final,
-        }
-        if self.store.note(NOTE) != value:
+        """Writes down what is compared and which cells belong to it, for the report.
+
+        Another process may be further with the same comparison: what it wrote down stays.
+        """
+        subject = {"comparison": self.comparison.model_dump(mode="json"), "code": code_version()}
+        before = self.store.note(NOTE) or {}
+        if {key: before.get(key) for key in subject} == subject:
+            searched = list(dict.fromkeys([*before["searched"], *searched]))
+            final = final or before["final"]
+        value = {**subject, "searched": searched, "final": final}
+        if before != value:
             self.store.append(Note(name=NOTE, value=value))
