@@ -80,6 +80,23 @@ def test_a_process_that_joins_late_does_not_undo_what_is_known() -> None:
     assert summarise(store) == whole
 
 
+def test_a_report_of_an_unfinished_comparison_says_so() -> None:
+    store, ran = MemoryStore(), 0
+
+    def stopped(cell: Cell) -> CellResult:
+        nonlocal ran
+        ran += 1
+        if ran > 4:
+            raise KeyboardInterrupt
+        return execute(cell)
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(store, stopped)
+    said = as_markdown(summarise(store))
+    assert f"Not complete: {3 * 3 * len(TASKS) - 4} cells are still to be run." in said
+    assert "still to be run" not in as_markdown(compare(store))
+
+
 def test_grids_grow_until_their_best_value_is_inside() -> None:
     low = Grid(values=(1e-5, 3e-5, 9e-5), relative=False)
     stuck = compare(MemoryStore(), methods=("lora",), grid=low, extend=1)

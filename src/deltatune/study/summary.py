@@ -69,13 +69,15 @@ class Summary:
         comparison: what was compared.
         final: the cells of the table with their results, None where there is none yet.
         searched: the cells of the grids with their results.
-        failures: id -> what went wrong with a cell of either kind.
+        failures: what went wrong with cells of either kind.
+        pending: how many of the cells planned so far have not been run yet.
     """
 
     comparison: Comparison
     final: tuple[tuple[Cell, CellResult | None], ...]
     searched: tuple[tuple[Cell, CellResult | None], ...]
     failures: tuple[Failed, ...]
+    pending: int = 0
 
     def results(self, arm: Arm, task: str | None = None) -> list[CellResult]:
         """Returns the results of an arm, on one task or on all."""
@@ -196,4 +198,5 @@ def summarise(store: Store) -> Summary:
         final=look_up(note["final"]),
         searched=look_up(note["searched"]),
         failures=tuple(failed[cell_id] for cell_id in ids if cell_id in failed),
+        pending=sum(cell_id not in done and cell_id not in failed for cell_id in ids),
     )

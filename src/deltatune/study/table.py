@@ -116,6 +116,8 @@ def remarks(summary: Summary) -> list[str]:
         f" {comparison.seeds} seed{'s' if comparison.seeds > 1 else ''}."
         + (" ± is the sample standard deviation over the seeds." if comparison.seeds > 1 else "")
     ]
+    if summary.pending:
+        said.append(f"Not complete: {summary.pending} cells are still to be run.")
     for group, choice in summary.choices.items():
         where = f" on {group.tasks[0]}" if len(group.tasks) < len(comparison.tasks) else ""
         if choice.rate is None:
