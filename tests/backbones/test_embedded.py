@@ -16,7 +16,7 @@ from deltatune.core.errors import UnknownNameError
 
 LADDER = ("t5-nano", "t5-micro", "t5-mini")
 PARAMETERS = {"t5-nano": 2_230_656, "t5-micro": 5_411_328, "t5-mini": 12_459_200}
-MEGABYTE = 1_000_000
+MEBIBYTE = 2**20
 TEXT = (
     "The town lies on the left bank of the river, and was for a long time the seat of the bishop. "
     "In the last war most of the old houses were lost, but the church was built again."
@@ -36,8 +36,8 @@ def test_the_ladder_is_complete() -> None:
 
 def test_the_files_stay_small() -> None:
     sizes = [p.stat().st_size for p in TOKENIZER.parent.rglob("*") if p.is_file()]
-    assert max(sizes) <= 15 * MEGABYTE
-    assert sum(sizes) <= 40 * MEGABYTE
+    assert max(sizes) <= 15 * MEBIBYTE
+    assert sum(sizes) <= 40 * MEBIBYTE
 
 
 @pytest.mark.parametrize("name", LADDER)
