@@ -89,8 +89,11 @@ class Link:
         return {name: leaf[slot] for name, leaf in self.stacked(torch.float32).items()}
 
     def rows(self, size: int) -> Rows:
-        """The slot of each of `size` rows."""
-        return fit(self.delta.rows, size)
+        """The slot of each of `size` rows. A table may be read with other rows than the batch's."""
+        rows = self.delta.rows
+        if isinstance(self.site.module, nn.Embedding) and len(set(rows.slots)) == 1:
+            return fit(Rows(rows.slots[:1]), size)
+        return fit(rows, size)
 
     def cut(self, y: Tensor) -> Tensor:
         """The features of the module's output that the site is."""
@@ -267,7 +270,7 @@ class Chain:
         routed = max(len(link.delta.rows.slots) for link in links)
         if not isinstance(self.module, nn.Embedding) or routed == 1:
             return args
-        if all(link.delta.rows.uniform is not None for link in links):
+        if all(len(set(link.delta.rows.slots)) == 1 for link in links):
             return args
         if links[0].site.part != "embedding":
             raise UnsupportedError(

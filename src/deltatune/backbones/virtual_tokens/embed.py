@@ -159,9 +159,10 @@ def _extend(
     """Lengthens what belongs to the tokens: mask, types, positions."""
     tensor = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
     size, length = tensor.shape[:2]
+    past = kwargs["past_key_values"].get_seq_length() - count if filled else 0  # of the text
     mask = kwargs.get("attention_mask")
     if mask is None and present is not None:
-        mask = torch.ones(size, length, dtype=torch.long, device=tensor.device)
+        mask = torch.ones(size, past + length, dtype=torch.long, device=tensor.device)
     if mask is not None:
         if mask.dim() != 2:
             raise UnsupportedError(
@@ -174,8 +175,9 @@ def _extend(
         kwargs["attention_mask"] = torch.cat([shown, mask], dim=1)
     shift = count if present is None else count * present[:, None].long()
     positions = kwargs.get("position_ids")
-    if positions is None and present is not None and positioned and not filled:
-        positions = torch.arange(length, device=tensor.device).expand(size, -1)
+    if positions is None and present is not None and positioned:
+        # The model would count from the cache, where rows without a prompt hold its columns too.
+        positions = torch.arange(past, past + length, device=tensor.device).expand(size, -1)
     if positions is not None:
         positions = positions + shift
         front = torch.arange(count, device=positions.device).expand(positions.shape[0], -1)
