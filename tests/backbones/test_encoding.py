@@ -229,7 +229,7 @@ def test_label_words_survive_the_embedded_tokenizer() -> None:
     """Every label of every record comes back as it was, underscores, slashes and digits too."""
     from transformers import AutoTokenizer
 
-    from deltatune.backbones.embedded import TOKENIZER
+    from deltatune.backbones.ladder import TOKENIZER
     from deltatune.tasks import TASKS
 
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)

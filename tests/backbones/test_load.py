@@ -21,7 +21,7 @@ from transformers import (
     LlamaConfig,
 )
 
-from deltatune.backbones.embedded import EMBEDDED, TOKENIZER
+from deltatune.backbones.ladder import EMBEDDED, TOKENIZER
 from deltatune.backbones.load import load_architecture, load_backbone
 from deltatune.core.errors import ConfigurationError, UnknownNameError, UnsupportedError
 

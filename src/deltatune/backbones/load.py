@@ -40,7 +40,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from deltatune.backbones.embedded import EMBEDDED, TOKENIZER
+from deltatune.backbones.ladder import EMBEDDED, TOKENIZER
 from deltatune.core.errors import (
     ConfigurationError,
     DeltatuneError,

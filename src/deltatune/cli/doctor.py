@@ -90,7 +90,7 @@ def _bf16() -> str:
 
 
 def _embedded() -> dict[str, str]:
-    from deltatune.backbones.embedded import EMBEDDED
+    from deltatune.backbones.ladder import EMBEDDED
 
     return {
         name: f"{sum(p.stat().st_size for p in folder.rglob('*')) / 2**20:.1f} MiB"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-from deltatune.backbones.embedded import EMBEDDED, TOKENIZER, embedded
+from deltatune.backbones.ladder import EMBEDDED, TOKENIZER, embedded
 from deltatune.core.errors import UnknownNameError
 
 LADDER = ("t5-nano", "t5-micro", "t5-mini")
@@ -100,7 +100,7 @@ def test_listing_costs_no_transformers() -> None:
         "import sys, importlib.util as u\n"
         "import deltatune.core.registry\n"
         "spec = u.find_spec('deltatune')\n"
-        "path = spec.submodule_search_locations[0] + '/backbones/embedded.py'\n"
+        "path = spec.submodule_search_locations[0] + '/backbones/ladder.py'\n"
         "s = u.spec_from_file_location('embedded', path); m = u.module_from_spec(s)\n"
         "s.loader.exec_module(m)\n"
         "assert 't5-mini' in m.EMBEDDED and 'transformers' not in sys.modules\n"
