@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -55,17 +55,17 @@ class Rows:
         return tuple(s for s in order if s is not None) if expected == self.slots else None
 
     @cached_property
+    def repeated(self) -> dict[int, Rows]:
+        """How often each row is repeated, to the rows then. Filled by `fit`."""
+        return {}
+
+    @cached_property
     def groups(self) -> dict[int | None, list[int]]:
         """Slot to the rows that use it."""
         found: dict[int | None, list[int]] = {}
         for row, slot in enumerate(self.slots):
             found.setdefault(slot, []).append(row)
         return found
-
-
-@lru_cache(maxsize=256)
-def _repeated(slots: tuple[int | None, ...], factor: int) -> Rows:
-    return Rows(tuple(slot for slot in slots for _ in range(factor)))
 
 
 def fit(rows: Rows, size: int) -> Rows:
@@ -79,7 +79,10 @@ def fit(rows: Rows, size: int) -> Rows:
             f"The batch has {size} rows, the routing {len(rows.slots)}. "
             "Route every row of the batch."
         )
-    return _repeated(rows.slots, size // len(rows.slots))
+    factor = size // len(rows.slots)
+    if factor not in rows.repeated:  # kept, because what a routing is like is computed once
+        rows.repeated[factor] = Rows(tuple(slot for slot in rows.slots for _ in range(factor)))
+    return rows.repeated[factor]
 
 
 def spread(
