@@ -130,7 +130,10 @@ def remarks(summary: Summary) -> list[str]:
     for backbone in comparison.backbones:
         said += summary.below_majority(backbone)
     notes = [
-        f"{cell.task}: {note}" for cell, r in summary.final if r is not None for note in r.notes
+        note if note.startswith(f"{cell.task}: ") else f"{cell.task}: {note}"
+        for cell, result in summary.final
+        if result is not None
+        for note in result.notes
     ]
     said += dict.fromkeys(notes)
     said += [f"Failed: {f.cell}: {f.message}" for f in summary.failures]
