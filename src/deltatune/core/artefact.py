@@ -127,38 +127,14 @@ def save(
         StateError: the delta trained the backbone in place and is detached.
     """
     target = Path(folder)
-    if target.exists():
-        if not overwrite:
-            raise ArtefactError(f"{target} exists. Choose another folder, or pass overwrite=True.")
-        if not target.is_dir() or {p.name for p in target.iterdir()} - {_JSON, _TENSORS}:
-            raise ArtefactError(
-                f"{target} holds something else than a delta, and overwriting would remove it. "
-                "Choose another folder."
-            )
-    expression = Expression(tuple(method.stored() for method in delta.expressions[slot]))
+    _check_place(target, overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
         raise ArtefactError(f"Cannot write to {target.parent}: {error.strerror}.") from error
     try:
-        tensors = {
-            name: value.cpu().contiguous().clone()
-            for name, value in stored_tensors(delta, slot).items()
-        }
-        save_file(tensors, part / _TENSORS)
-        content = Artefact(
-            method=str(expression),
-            backbone=backbone_of(delta),
-            tensors={
-                n: TensorEntry(shape=tuple(t.shape), dtype=_name(t.dtype))
-                for n, t in tensors.items()
-            },
-            size=(part / _TENSORS).stat().st_size,
-            sha256=_sha256(part / _TENSORS),
-            facts=dict(facts or {}),
-        )
-        (part / _JSON).write_text(_signed(content), encoding="utf-8")
+        _write(delta, slot, dict(facts or {}), part)
         _publish(part, target)
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"Cannot write the delta to {target}: {error}.") from error
@@ -167,6 +143,40 @@ def save(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
+
+
+def _check_place(target: Path, overwrite: bool) -> None:
+    """Raises ArtefactError unless the place is free, or holds a delta that may be replaced."""
+    if not target.exists():
+        return
+    if not overwrite:
+        raise ArtefactError(f"{target} exists. Choose another folder, or pass overwrite=True.")
+    if not target.is_dir() or {path.name for path in target.iterdir()} - {_JSON, _TENSORS}:
+        raise ArtefactError(
+            f"{target} holds something else than a delta, and overwriting would remove it. "
+            "Choose another folder."
+        )
+
+
+def _write(delta: Delta, slot: int, facts: dict[str, Any], part: Path) -> None:
+    """Writes both files of an artefact."""
+    tensors = {
+        name: value.cpu().contiguous().clone()
+        for name, value in stored_tensors(delta, slot).items()
+    }
+    save_file(tensors, part / _TENSORS)
+    content = Artefact(
+        method=str(Expression(tuple(method.stored() for method in delta.expressions[slot]))),
+        backbone=backbone_of(delta),
+        tensors={
+            name: TensorEntry(shape=tuple(value.shape), dtype=_name(value.dtype))
+            for name, value in tensors.items()
+        },
+        size=(part / _TENSORS).stat().st_size,
+        sha256=_sha256(part / _TENSORS),
+        facts=facts,
+    )
+    (part / _JSON).write_text(_signed(content), encoding="utf-8")
 
 
 def read(folder: str | Path) -> Artefact:
