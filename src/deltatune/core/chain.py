@@ -243,7 +243,9 @@ class Chain:
         roads = [self._road(link, uniform) for link in links]
         # Only what comes after the last fold of the weight may be added to the output: folds see
         # the weight as the deltas before them left it.
-        last = max((k for k, road in enumerate(roads) if road == "fold"), default=-1)
+        last = -1
+        for k, road in enumerate(roads):
+            last = k if road == "fold" else last
         folded = [link for k, link in enumerate(links) if k <= last or roads[k] == "bias"]
         fast = [link for k, link in enumerate(links) if k > last and roads[k] == "fast"]
         for link in folded:
@@ -311,7 +313,7 @@ class Chain:
     def parameters(self, links: list[Link], slots: tuple[int | None, ...]) -> dict[str, Tensor]:
         """The module's folded parameters, computed in fp32 and cast once to the module's dtype."""
         own = {name: value for name, value in self.module._parameters.items() if value is not None}
-        touched = set[str]().union(*(link.touched for link in links))
+        touched = {name for link in links for name in link.touched}
         present = {name: wide(value) for name, value in own.items() if name in touched}
         base = dict(present)
         for name in present:

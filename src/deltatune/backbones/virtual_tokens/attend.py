@@ -51,7 +51,7 @@ def _attention(
     links = [link for link in module.__dict__.get(_ATTEND, ()) if link.live]
     if not links:
         return kernel(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
-    columns = 0
+    columns, everything = 0, True
     shown: list[Tensor] = []
     size, heads, length, _ = key.shape
     for link in links:
@@ -61,12 +61,13 @@ def _attention(
         every = (
             torch.ones(size, dtype=torch.bool, device=key.device) if present is None else present
         )
+        everything = everything and present is None
         shown.insert(0, every[:, None].expand(-1, k.shape[1]))
         columns += k.shape[1]
     causal = kwargs.pop("is_causal", None)
     causal = getattr(module, "is_causal", True) if causal is None else causal
     seen = torch.cat(shown, dim=1)
-    mask = _mask(attention_mask, bool(causal), query.shape[2], length, seen)
+    mask = _mask(attention_mask, bool(causal), query.shape[2], length, seen, everything)
     if mask is not None and base == "eager" and mask.dtype == torch.bool:
         mask = _additive(mask, query.dtype)
     if kwargs.get("position_bias") is not None:
@@ -81,10 +82,9 @@ def _heads(tokens: Tensor, heads: int) -> Tensor:
 
 
 def _mask(
-    mask: Tensor | None, causal: bool, queries: int, keys: int, seen: Tensor
+    mask: Tensor | None, causal: bool, queries: int, keys: int, seen: Tensor, everything: bool
 ) -> Tensor | None:
     """The mask with virtual columns in front; `seen` [rows, columns] says which a row has."""
-    everything = bool(seen.all())
     if mask is None:
         if everything and not (causal and queries > 1):
             return None
