@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from deltatune.core import artefact, delta
 from deltatune.core.delta import Delta, deltas_of
-from deltatune.core.errors import ConfigurationError, UnknownNameError
+from deltatune.core.errors import ConfigurationError, StateError, UnknownNameError
 from deltatune.core.grammar import Expression
 from deltatune.core.method import Method
 from deltatune.core.plan import Plan
@@ -84,9 +84,10 @@ def load(folder: str | Path, model: nn.Module) -> Delta:
     return artefact.load(model, folder)
 
 
+@contextmanager
 def route(
     model: nn.Module, rows: Sequence[str | tuple[str, int] | Delta | tuple[Delta, int] | None]
-) -> ExitStack:
+) -> Iterator[None]:
     """Sends each row of the batches within it through its own delta.
 
     Args:
@@ -94,24 +95,41 @@ def route(
         rows: for each row a delta or its name, with a slot where it has several; None for the
             backbone alone.
 
+    Raises:
+        UnknownNameError: no attached delta has the name.
+        ConfigurationError: several attached deltas have the name, or there is no such slot.
+        StateError: a delta is not attached to this model.
+
     Example:
         `with dt.route(model, [mine, (bank, 3), None]): model(**batch)`
     """
+    wanted = [_routed(model, row) for row in rows]
+    with ExitStack() as stack:
+        for one in deltas_of(model):
+            slots = [row[1] if row is not None and row[0] is one else None for row in wanted]
+            stack.enter_context(one.route(slots))
+        yield
+
+
+def _routed(
+    model: nn.Module, row: str | tuple[str, int] | Delta | tuple[Delta, int] | None
+) -> tuple[Delta, int] | None:
+    if row is None:
+        return None
+    which, slot = row if isinstance(row, tuple) else (row, 0)
     attached = deltas_of(model)
-    wanted: list[tuple[Delta, int] | None] = []
-    for row in rows:
-        which, slot = row if isinstance(row, tuple) else (row, 0)
-        if isinstance(which, str):
-            named = [one for one in attached if one.name == which]
-            if not named:
-                raise UnknownNameError("attached delta", which, [one.name for one in attached])
-            which = named[0]
-        wanted.append(None if which is None else (which, slot))
-    stack = ExitStack()
-    for one in attached:
-        slots = [row[1] if row is not None and row[0] is one else None for row in wanted]
-        stack.enter_context(one.route(slots))
-    return stack
+    if isinstance(which, Delta):
+        if not any(one is which for one in attached):
+            raise StateError(f"{which.name} is not attached to this model. Attach it first.")
+        return which, slot
+    named = [one for one in attached if one.name == which]
+    if not named:
+        raise UnknownNameError("attached delta", which, [one.name for one in attached])
+    if len(named) > 1:
+        raise ConfigurationError(
+            f"{len(named)} attached deltas are called {which!r}. Name the row by the delta itself."
+        )
+    return named[0], slot
 
 
 def train(

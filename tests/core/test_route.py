@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deltatune import api
-from deltatune.core.errors import UnknownNameError
+from deltatune.core.errors import ConfigurationError, StateError, UnknownNameError
 from deltatune.testing.case import close, close_gradients, move
 from deltatune.testing.families import FAMILIES
 
@@ -70,8 +70,31 @@ def test_rows_are_named_by_delta_or_by_name() -> None:
     with api.route(model, [delta, "lora", ("lora", 0), (delta, 0)]):
         named = kin.logits(model, kin.batch())
     assert torch.equal(named, kin.logits(model, kin.batch()))
-    with pytest.raises(UnknownNameError, match="no attached delta 'lorra'"):
-        api.route(model, ["lorra"])
+    with (
+        pytest.raises(UnknownNameError, match="no attached delta 'lorra'"),
+        api.route(model, ["lorra"]),
+    ):
+        pass
+
+
+def test_rows_of_a_strange_or_ambiguous_delta_are_refused() -> None:
+    kin = FAMILIES["llama"]
+    model, other = kin.build(), kin.build()
+    stranger = api.attach(other, "lora(rank=2)")
+    twins = [api.attach(model, "lora(rank=2)") for _ in range(2)]
+    with (
+        pytest.raises(StateError, match="not attached to this model"),
+        api.route(model, [stranger]),
+    ):
+        pass
+    with (
+        pytest.raises(ConfigurationError, match="2 attached deltas are called"),
+        api.route(model, ["lora(rank=2)"]),
+    ):
+        pass
+    with pytest.raises(ConfigurationError, match="no slot 4"), api.route(model, [(twins[1], 4)]):
+        pass
+    assert all(twin.rows.slots == (0,) for twin in twins)  # nothing stays routed after a refusal
 
 
 def test_slices_of_a_fused_projection_leave_the_others_alone() -> None:

@@ -163,10 +163,17 @@ class Delta(nn.Module):
 
     @contextmanager
     def active(self, on: bool = True) -> Iterator[None]:
-        """Within it the delta acts (or, with `on=False`, does not); then it is as it was before."""
+        """Within it the delta acts (or, with `on=False`, does not); then it is as it was before.
+
+        Raises StateError where it cannot be switched off: it is merged, or trains in place.
+        """
         if isinstance(self.bank, InPlaceBank) and not on:
             raise StateError(
                 f"{self.name} trains the backbone itself, which cannot be switched off. Detach it."
+            )
+        if self.merged and not on:
+            raise StateError(
+                f"{self.name} is merged into the weights, where it always acts. Unmerge it first."
             )
         before = self.enabled
         self.enabled = on
