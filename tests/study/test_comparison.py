@@ -251,7 +251,25 @@ def test_results_without_curves_or_labels_still_make_a_page() -> None:
         return CellResult(metric="a", scores={"a": float("nan")}, trainable=1, base=2)
 
     summary = compare(MemoryStore(), bare, grid=Grid(), seeds=1)
-    assert Page(render_page(summary)).open == []
+    page = Page(render_page(summary))
+    assert page.open == [] and "polyline" not in page.tags
+    assert "the preset of each method" in page.texts
+    assert any("was evaluated once" in text for text in page.texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x0.3,x1,x3", "3 values for each arm, the best on validation (x0.3,x1,x3)"),
+        ("x3", "the preset of each method, x3"),
+        ("1e-3", "0.001 for every arm"),
+    ],
+)
+def test_the_page_says_where_the_learning_rates_come_from(text: str, words: str) -> None:
+    tasks = ("emotion",)
+    summary = compare(MemoryStore(), tasks=tasks, methods=("lora",), grid=Grid.parse(text))
+    texts = Page(render_page(summary)).texts
+    assert words in texts and "1 method on 1 task" in texts
 
 
 def test_an_empty_store_says_so() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,8 @@ def render_page(summary: Summary) -> str:
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined)
     comparison = summary.comparison
-    arms, tasks = len(comparison.methods), len(comparison.tasks)
     return environment.get_template("page.html.j2").render(
-        title=f"{arms} methods on {tasks} tasks",
+        title=f"{_count(comparison.methods, 'method')} on {_count(comparison.tasks, 'task')}",
         subtitle=f"A comparison on {', '.join(comparison.backbones)}, made by deltatune.",
         facts=_facts(summary),
         parts=[_part(summary, backbone) for backbone in comparison.backbones],
@@ -56,20 +55,15 @@ def write_page(summary: Summary, path: str | os.PathLike[str]) -> Path:
 def _facts(summary: Summary) -> list[tuple[str, str]]:
     comparison = summary.comparison
     found = [result for _, result in summary.final if result is not None]
-    grids = {len(choice.means) for choice in summary.choices.values()}
-    values = " to ".join(str(n) for n in sorted({min(grids), max(grids)})) if grids else ""
-    rates = (
-        f"{values} values for each arm, chosen on validation ({comparison.grid})"
-        if grids
-        else "the preset of each method"
-    )
     planned = len(comparison.arms) * len(comparison.tasks) * comparison.seeds
     versions = {name: v for r in found for name, v in r.versions.items()}
-    seconds = sum(r.total_seconds for _, r in [*summary.final, *summary.searched] if r is not None)
+    # A chosen cell of the search is a final one too.
+    ran = {cell.id: result for cell, result in [*summary.searched, *summary.final]}
+    seconds = sum(result.total_seconds for result in ran.values() if result is not None)
     facts = [
         ("Budget", f"{comparison.budget}, {comparison.settings.rows_per_step} rows a step"),
         ("Seeds", str(comparison.seeds)),
-        ("Learning rate", rates),
+        ("Learning rate", _rates_in_words(summary)),
         ("Rows", f"protocol {comparison.protocol}"),
         ("Cells", f"{len(found)} of {planned} done, {len(summary.failures)} failed"),
         ("Time", f"{seconds / 60:.1f} minutes in all"),
@@ -77,6 +71,21 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("Versions", ", ".join(f"{name} {v}" for name, v in sorted(versions.items()))),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _count(names: Sequence[str], word: str) -> str:
+    return f"{len(names)} {word}{'' if len(names) == 1 else 's'}"
+
+
+def _rates_in_words(summary: Summary) -> str:
+    grid = summary.comparison.grid
+    sizes = {len(choice.means) for choice in summary.choices.values()}
+    if sizes:
+        found = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
+        return f"{found} values for each arm, the best on validation ({grid})"
+    if not grid.relative:
+        return f"{grid} for every arm"
+    return "the preset of each method" + ("" if grid.values == (1.0,) else f", {grid}")
 
 
 def _part(summary: Summary, backbone: str) -> dict[str, Any]:
@@ -93,6 +102,9 @@ def _part(summary: Summary, backbone: str) -> dict[str, Any]:
         "low": bool(summary.below_majority(backbone)),
         "rows": _row_views(rows),
         "dots": dots([(row.name, row.entries, row.majority) for row in tasks], names),
+        "evaluated_once": all(
+            len(result.curve) < 2 for arm in arms for result in summary.results(arm)
+        ),
         "by_step": _convergence(summary, arms, "steps", lambda point: point.step),
         "by_time": _convergence(summary, arms, "seconds", lambda point: point.seconds),
         "costs": [
