@@ -176,8 +176,8 @@ def backbone_for(name: str, task: Task, revision: str | None = None) -> Backbone
         width = task.head_width
         if width is None:
             raise ConfigurationError(
-                f"{task.name} asks for text, and {name} is an encoder, which answers with a class or "
-                "a value. Choose an encoder-decoder or a decoder."
+                f"{task.name} asks for text, and {name} is an encoder, which answers with a class "
+                "or a value. Choose an encoder-decoder or a decoder."
             )
     return _loaded(name, width, revision)
 
