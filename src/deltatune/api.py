@@ -210,6 +210,7 @@ def evaluate(
     if split not in ("train", "validation", "test"):
         raise UnknownNameError("split", split, ("train", "validation", "test"))
     chosen = dict(options or {})
+    execution.check_options(chosen)
     record, splits = execution.rows_of(task, protocol, data, chosen)
     loaded = execution.backbone_for(backbone, record)
     examples = getattr(splits, split)

@@ -43,6 +43,7 @@ __all__ = [
     "Evaluated",
     "attached",
     "backbone_for",
+    "check_options",
     "describe",
     "evaluate_on",
     "execute",
@@ -93,7 +94,7 @@ def execute(
         DeltatuneError: whatever is wrong with names, rows, settings or the run itself.
     """
     started = time.perf_counter()
-    _check_options(cell.options)
+    check_options(cell.options)
     task, splits = rows_of(cell.task, cell.protocol, data, cell.options)
     backbone = backbone_for(cell.backbone, task, cell.revision)
     expression = _with_head(parse(cell.method).at(cell.at), backbone, task)
@@ -115,7 +116,7 @@ def execute(
         majority=_majority(task, splits),
         category=task.provenance.category,
         status=splits.status,
-        notes=(*task.notes, *splits.notes, *warnings, *test.warnings),
+        notes=tuple(dict.fromkeys((*task.notes, *splits.notes, *warnings, *test.warnings))),
         trainable=trainable,
         stored=stored,
         base=base,
@@ -209,7 +210,8 @@ def _read(name: str, protocol: ProtocolName, data: str | None) -> tuple[Task, Sp
     return task, task.load(data, protocol)
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises UnknownNameError for an option that is not in OPTIONS."""
     for name in options:
         if name not in OPTIONS:
             raise UnknownNameError("option", name, OPTIONS)

@@ -127,6 +127,8 @@ def load_backbone(
         tokenizer = AutoTokenizer.from_pretrained(
             place.tokenizer, revision=commit or "main", trust_remote_code=False
         )
+    # What an artefact names its backbone by; transformers would put a path of this machine there.
+    model.config._name_or_path = name
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Backbone(name, model, tokenizer, form, commit)

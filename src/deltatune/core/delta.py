@@ -6,10 +6,8 @@ leaves the model as it was found when it is detached.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -357,7 +355,7 @@ def attach(
         raise ConfigurationError(
             f"{len(expressions)} slots need as many seeds; {len(seeds)} were given."
         )
-    plain = {_without_slot_fields(expression) for expression in expressions}
+    plain = {expression.without_slot_fields() for expression in expressions}
     if len(plain) > 1:
         raise ConfigurationError(
             "The slots of one bank hold one method each of the same shape; found "
@@ -398,17 +396,3 @@ def _check_alone(model: nn.Module, expressions: Sequence[Expression]) -> None:
             "A control that trains the backbone in place stands alone: one slot, no other method, "
             f"no other delta{names}."
         )
-
-
-def _without_slot_fields(expression: Expression) -> Expression:
-    return Expression(tuple(map(_without, expression.methods)))
-
-
-def _without(method: Method) -> Method:
-    kept: dict[str, Any] = {
-        field.name: field.default
-        if field.name in method.slot_fields
-        else getattr(method, field.name)
-        for field in dataclasses.fields(method)
-    }
-    return type(method)(**kept)

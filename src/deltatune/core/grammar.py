@@ -58,6 +58,10 @@ class Expression:
             )
         )
 
+    def without_slot_fields(self) -> Expression:
+        """The same with what may differ between the slots of one bank at its default."""
+        return Expression(tuple(map(_without_slot_fields, self.methods)))
+
     def __add__(self, other: str | Method | Expression) -> Expression:
         return Expression(self.methods + Expression.of(other).methods)
 
@@ -66,6 +70,12 @@ class Expression:
 
     def __str__(self) -> str:
         return " + ".join(map(render, self.methods))
+
+
+def _without_slot_fields(method: Method) -> Method:
+    fields = {field.name: field.default for field in dataclasses.fields(method)}
+    kept: dict[str, Any] = {name: fields[name] for name in method.slot_fields}
+    return dataclasses.replace(method, **kept)
 
 
 def render(method: Method) -> str:

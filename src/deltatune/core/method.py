@@ -88,6 +88,9 @@ class Method(abc.ABC):
                 raise ConfigurationError(
                     f"{self.name}: {field.name} must be {names}; it is {value!r}."
                 )
+            if float in expected and type(value) is int:
+                # One value has one text: 8 and 8.0 are the same method, artefact and cell.
+                object.__setattr__(self, field.name, float(value))
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigurationError(
                     f"{self.name}: {field.name} must be finite; it is {value!r}."
