@@ -172,7 +172,7 @@ def test_a_comparison_can_stand_in_a_file(call: Call, verb: list[Cell], tmp_path
     code, _, err = call("compare", "--config", str(file), "--out", str(tmp_path / "c"))
     assert code == 0, err
     assert {cell.backbone for cell in verb} == {"t5-mini", "minilm"}
-    assert {cell.method for cell in verb} == {"lora(rank=4, alpha=8)"} and len(verb) == 4
+    assert {cell.method for cell in verb} == {"lora(rank=4, alpha=8.0)"} and len(verb) == 4
     assert {cell.budget for cell in verb} == {"7 steps"}
     assert all(cell.settings.warmup_steps == 2 and cell.options["mode"] == "rank" for cell in verb)
 
