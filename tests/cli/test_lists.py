@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import deltatune.methods  # noqa: F401  (fills the registry)
 from deltatune.core.method import METHODS
 from deltatune.tasks import TASKS
 

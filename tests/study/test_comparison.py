@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 from tests.study.fake import TASKS, execute
 
-import deltatune.methods  # noqa: F401  (fills the registry of methods)
 from deltatune.core.errors import ConfigurationError, StateError, TrainingError, UnknownNameError
 from deltatune.study.cell import Cell, CellResult
 from deltatune.study.comparison import Comparison, preset, run_comparison

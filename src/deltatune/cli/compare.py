@@ -108,7 +108,6 @@ def compare(
 
 def comparison_of(values: dict[str, Any]) -> Comparison:
     """Returns what is to be compared, from the values of the command."""
-    import deltatune.methods  # noqa: F401  (fills the registry)
     from deltatune.core.grammar import split_methods
     from deltatune.study.comparison import Comparison
     from deltatune.study.select import Grid
@@ -136,7 +135,6 @@ def _listed(value: Any, split: Any) -> tuple[str, ...]:
 
 
 def _stored(folder: Path) -> Summary:
-    import deltatune.methods  # noqa: F401  (fills the registry)
     from deltatune.core.errors import StateError
     from deltatune.study.store import JournalStore
     from deltatune.study.summary import summarise

@@ -18,7 +18,6 @@ def methods(
     as_json: Json = False,
 ) -> None:
     """List the methods, or describe one."""
-    import deltatune.methods  # noqa: F401  (fills the registry)
     from deltatune.core.method import METHODS
 
     if name is not None:
