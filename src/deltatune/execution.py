@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -101,8 +102,8 @@ def execute(
     base = sum(parameter.numel() for parameter in backbone.model.parameters())
     with attached(attach(backbone.model, expression, seed=cell.seed)) as delta:
         result, warnings = _train(cell, delta, backbone, task, splits, folder, progress)
-        scored = functools.partial(evaluate_on, backbone, task, options=cell.options)
-        validation, test = scored(splits.validation), scored(splits.test)
+        validation = _kept_scores(result)
+        test = evaluate_on(backbone, task, splits.test, options=cell.options)
         facts = _facts(cell, task, splits, validation, test)
         kept = (
             None if folder is None else save(delta, folder / "delta", facts=facts, overwrite=True)
@@ -112,7 +113,7 @@ def execute(
     return CellResult(
         metric=task.metric,
         scores=test.scores,
-        validation=validation.scores,
+        validation=validation,
         majority=_majority(task, splits),
         category=task.provenance.category,
         status=splits.status,
@@ -265,6 +266,12 @@ def _settings(cell: Cell) -> Settings:
     return cell.settings.model_copy(update={"learning_rate": preset(cell.method)})
 
 
+def _kept_scores(result: Result) -> dict[str, float]:
+    """The validation scores of the tensors that were kept."""
+    kept = next(point for point in result.history if point.step == result.kept_step)
+    return {name: math.nan if s is None else s for name, s in kept.scores.items()}
+
+
 def _majority(task: Task, splits: Splits) -> float | None:
     """The score of always giving the commonest label of the training rows."""
     if task.kind != "classification" or not splits.train or not splits.test:
@@ -285,7 +292,7 @@ def _curve(result: Result, metric: str) -> Iterator[Point]:
 
 
 def _facts(
-    cell: Cell, task: Task, splits: Splits, validation: Evaluated, test: Evaluated
+    cell: Cell, task: Task, splits: Splits, validation: dict[str, float], test: Evaluated
 ) -> dict[str, Any]:
     return {
         "backbone": cell.backbone,
@@ -296,7 +303,7 @@ def _facts(
         "seed": cell.seed,
         "budget": cell.budget,
         "settings": _settings(cell).model_dump(mode="json"),
-        "validation": validation.scores,
+        "validation": validation,
         "test": test.scores,
         "versions": library_versions(),
     }

