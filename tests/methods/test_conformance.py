@@ -25,8 +25,19 @@ METHODS = (
 )
 
 
+CASES = tuple(Case(method, family) for method in METHODS for family in FAMILIES)
+
+
+def named(case: Case) -> str:
+    return f"{case.method}-{case.family}"
+
+
 @pytest.mark.parametrize("law", laws(), ids=lambda law: law.__name__.removeprefix("law_"))
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", METHODS)
-def test_law(method: str, family: str, law: Law, tmp_path: Path) -> None:
-    law(Case(method, family), tmp_path)
+@pytest.mark.parametrize("case", [case for case in CASES if not case.lacks], ids=named)
+def test_law(case: Case, law: Law, tmp_path: Path) -> None:
+    law(case, tmp_path)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.lacks], ids=named)
+def test_a_lacking_face_is_refused_in_a_sentence(case: Case) -> None:
+    assert "Use a method with another face" in case.refusal()

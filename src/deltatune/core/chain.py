@@ -42,7 +42,7 @@ class Link:
     Attributes:
         names: the method's leaf names to the bank's.
         forms: of a `select` method, the parameters it tunes at this site.
-        entry_input: what the entry module of a span was last called with; None outside of a
+        entry_input: what the entry module of a span was first called with; None outside of a
             forward.
     """
 
@@ -89,11 +89,11 @@ class Link:
         return {name: leaf[slot] for name, leaf in self.stacked(torch.float32).items()}
 
     def rows(self, size: int) -> Rows:
-        """The slot of each of `size` rows. A table may be read with other rows than the batch's."""
-        rows = self.delta.rows
-        if isinstance(self.site.module, nn.Embedding) and len(set(rows.slots)) == 1:
-            return fit(Rows(rows.slots[:1]), size)
-        return fit(rows, size)
+        """The slot of each of `size` rows.
+
+        What is computed once for all rows has a size of its own, which one slot for all fits.
+        """
+        return fit(self.delta.rows.narrowed, size)
 
     def cut(self, y: Tensor) -> Tensor:
         """The features of the module's output that the site is."""
@@ -204,7 +204,8 @@ class Chain:
         Raises UnsupportedError where an output face meets something that is no tensor.
         """
         for link in self.entries:
-            if link.live:
+            # The first call since the span ended: DeBERTa calls its projections again, on a table.
+            if link.live and link.entry_input is None:
                 link.entry_input = args[0]
         for link in self.links:
             link.delta.check_recomputation()
@@ -269,14 +270,15 @@ class Chain:
         Positions are embedded once for all rows. Tables inside a block (T5's relative positions)
         are read once for each pair of positions, so that no row of theirs is a row of the batch.
         """
-        routed = max(len(link.delta.rows.slots) for link in links)
-        if not isinstance(self.module, nn.Embedding) or routed == 1:
+        site, routed = links[0].site, max(len(link.delta.rows.slots) for link in links)
+        table = isinstance(self.module, nn.Embedding)
+        shared = site.part == "relative" or (table and site.part != "embedding")
+        one = all(len(set(link.delta.rows.slots)) == 1 for link in links)
+        if one or not (table or shared or args[0].shape[0] % routed):
             return args
-        if all(len(set(link.delta.rows.slots)) == 1 for link in links):
-            return args
-        if links[0].site.part != "embedding":
+        if not table or shared:
             raise UnsupportedError(
-                f"{links[0].site.path} is not called once per row, so the rows of a batch cannot "
+                f"{site.path} is also called once for all rows, so the rows of a batch cannot "
                 "use different slots of it. Route the whole batch to one slot."
             )
         ids = args[0].expand(routed, *args[0].shape[1:]) if args[0].shape[0] == 1 else args[0]

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from deltatune.core.chain import Chain, Inner
+from deltatune.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from deltatune.core.delta import Delta
@@ -64,6 +65,9 @@ class Host:
             for delta in self.deltas:
                 delta.bank.open()
                 delta.advance()
+            for chain in self.chains:  # what a forward that failed has left
+                for link in chain.entries:
+                    link.entry_input = None
         self.depth += 1
         try:
             yield
@@ -82,8 +86,22 @@ class _Opening:
     host: Host
 
     def __call__(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        size = _batch_size(args, kwargs)
+        for delta in self.host.deltas:
+            routed = len(delta.rows.slots)
+            if size is not None and size % routed:  # beams repeat rows
+                raise ConfigurationError(
+                    f"The batch has {size} rows, the routing of {delta.name} {routed}. Route every "
+                    "row of the batch."
+                )
         with self.host.opened():
             return inner(*args, **kwargs)
+
+
+def _batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """How many rows a model is called with; None where no argument tells."""
+    given = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args)
+    return next((t.shape[0] for t in given if isinstance(t, Tensor) and t.dim() > 1), None)
 
 
 def host_of(model: nn.Module) -> Host | None:

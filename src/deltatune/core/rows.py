@@ -40,6 +40,12 @@ class Rows:
         return self.slots[0] if len(set(self.slots)) == 1 else None
 
     @cached_property
+    def narrowed(self) -> Rows:
+        """One row for any number of them, where all are alike; else the rows as they are."""
+        alike = len(self.slots) > 1 and len(set(self.slots)) == 1
+        return Rows(self.slots[:1]) if alike else self
+
+    @cached_property
     def empty(self) -> bool:
         """Whether no row has a delta."""
         return all(slot is None for slot in self.slots)
@@ -76,8 +82,8 @@ def fit(rows: Rows, size: int) -> Rows:
         return rows
     if size % len(rows.slots):
         raise ConfigurationError(
-            f"The batch has {size} rows, the routing {len(rows.slots)}. "
-            "Route every row of the batch."
+            f"A module was called with {size} rows, the routing has {len(rows.slots)}. Route every "
+            "row of the batch; where a module is called once for all rows, route to one slot."
         )
     factor = size // len(rows.slots)
     if factor not in rows.repeated:  # kept, because what a routing is like is computed once

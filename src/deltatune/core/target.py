@@ -50,6 +50,7 @@ _PARTS = (
     "embedding",
     "head",
     "pooler",
+    "relative",
     "linear",
 )
 ROLE_WORDS = (*_STACKS, "block", *_SUBLAYERS, *_PARTS)

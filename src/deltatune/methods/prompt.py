@@ -59,6 +59,10 @@ class _FromVocabulary:
 
     def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
         assert self.site.entry is not None
-        table = next(self.site.entry[1].parameters())
-        drawn = torch.randint(table.shape[0], shape[:1], generator=random)
-        return torch.zeros(shape) if table.is_meta else table.detach()[drawn.to(table.device)]
+        embedding = self.site.entry[1]
+        table = next(embedding.parameters())
+        drawn = torch.randint(table.shape[0], shape[:1], generator=random).to(table.device)
+        if table.is_meta:
+            return torch.zeros(shape)
+        # BART's and Gemma's embeddings give their rows scaled, and so the text beside the prompt.
+        return table.detach()[drawn].float() * float(getattr(embedding, "embed_scale", 1.0))

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from deltatune import api
 from deltatune.core.delta import Delta
+from deltatune.core.errors import UnsupportedError
 from deltatune.core.grammar import Expression, parse
 from deltatune.testing.families import FAMILIES, Family
 
@@ -59,6 +60,22 @@ class Case:
     def in_place(self) -> bool:
         """Whether it is a control that trains the backbone itself."""
         return any(method.in_place for method in self.expression)
+
+    @property
+    def lacks(self) -> bool:
+        """Whether the family cannot take a face of the expression."""
+        return any(method.face in self.kin.lacks for method in self.expression)
+
+    def refusal(self) -> str:
+        """The sentence with which the family refuses the expression; the model is left alone."""
+        model = self.model()
+        before = marks(model)
+        try:
+            api.attach(model, self.expression)
+        except UnsupportedError as error:
+            assert marks(model) == before
+            return str(error)
+        raise AssertionError(f"{self.family} is said to lack a face of {self.method} and took it")
 
     def model(self) -> PreTrainedModel:
         """A frozen model: some attention kernels differ for a base that takes gradients."""

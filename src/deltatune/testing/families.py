@@ -13,16 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
 )
+
+from deltatune.core.method import Face
 
 __all__ = ["FAMILIES", "Family"]
 
@@ -38,12 +53,17 @@ class Family:
         build: makes a random model; the same one every time, in eval mode.
         generates: whether the model generates.
         decoder_only: whether its batches may be padded on the left.
+        lacks: faces that it cannot take, and refuses with a sentence.
+        shares: whether its blocks compute something once for all rows of a batch, so that some
+            sites take one slot for all of them.
     """
 
     name: str
     build: Callable[[], PreTrainedModel]
     generates: bool = True
     decoder_only: bool = False
+    lacks: tuple[Face, ...] = ()
+    shares: bool = False
 
     def batch(self, rows: int = 4, seed: int = 0, left: bool = False) -> dict[str, Tensor]:
         """Token ids [rows, 7], rows 1, 3, ... padded by two; and decoder ids for a decoder."""
@@ -83,12 +103,23 @@ def _build(kind: type[PreTrainedModel], config: Any) -> Callable[[], PreTrainedM
     return build
 
 
+_SMALL: Mapping[str, Any] = {"vocab_size": _VOCABULARY, "pad_token_id": _PAD}
+_ENDS: Mapping[str, Any] = {"bos_token_id": _END, "eos_token_id": _END}
+_BLOCKS: Mapping[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.2,
+}
+_STEADY: Mapping[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 _START: Mapping[str, Any] = {"decoder_start_token_id": _PAD}
+_LABELS: Mapping[str, Any] = {"num_labels": 3}
 
 
 def _t5(feed_forward: str) -> T5Config:
     return T5Config(
-        vocab_size=_VOCABULARY,
+        **_SMALL,
         d_model=32,
         d_kv=8,
         d_ff=48,
@@ -96,71 +127,107 @@ def _t5(feed_forward: str) -> T5Config:
         num_heads=4,
         feed_forward_proj=feed_forward,
         **_START,
-        pad_token_id=_PAD,
         eos_token_id=_END,
         dropout_rate=0.0,
     )
 
 
-_SMALL: Mapping[str, Any] = {"vocab_size": _VOCABULARY, "pad_token_id": _PAD}
+def _bart() -> BartConfig:
+    return BartConfig(
+        **_SMALL,
+        **_ENDS,
+        **_START,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=40,
+        dropout=0.0,
+        init_std=0.2,
+        forced_eos_token_id=None,
+    )
+
+
+def _encoder(kind: Any, **more: Any) -> PreTrainedConfig:
+    fixed = {**_SMALL, **_BLOCKS, **_STEADY, **_LABELS, "max_position_embeddings": 40}
+    config: PreTrainedConfig = kind(**fixed, **more)
+    return config
+
+
+def _gpt2() -> GPT2Config:
+    return GPT2Config(
+        **_SMALL,
+        **_ENDS,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=40,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        initializer_range=0.2,
+    )
+
+
+def _decoder(kind: Any, **more: Any) -> PreTrainedConfig:
+    config: PreTrainedConfig = kind(
+        **{**_SMALL, **_ENDS, **_BLOCKS, "num_key_value_heads": 2, **more}
+    )
+    return config
+
+
+_DISENTANGLED: Mapping[str, Any] = {
+    "relative_attention": True,
+    "position_buckets": 8,
+    "pos_att_type": ["c2p", "p2c"],
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
+# Three of the seven tokens: the window must cut, or nothing of it is tested.
+_WINDOW: Mapping[str, Any] = {"sliding_window": 3, "head_dim": 8}
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (
         Family("t5", _build(T5ForConditionalGeneration, _t5("relu"))),
         Family("t5_gated", _build(T5ForConditionalGeneration, _t5("gated-gelu"))),
+        Family("bart", _build(BartForConditionalGeneration, _bart())),
         Family(
-            "bert",
-            _build(
-                BertForSequenceClassification,
-                BertConfig(
-                    **{**_SMALL, "num_labels": 3},
-                    hidden_size=32,
-                    intermediate_size=48,
-                    num_hidden_layers=2,
-                    num_attention_heads=4,
-                    max_position_embeddings=40,
-                    hidden_dropout_prob=0.0,
-                    attention_probs_dropout_prob=0.0,
-                    initializer_range=0.2,
-                ),
-            ),
+            "bert", _build(BertForSequenceClassification, _encoder(BertConfig)), generates=False
+        ),
+        Family(
+            "roberta",
+            _build(RobertaForSequenceClassification, _encoder(RobertaConfig)),
             generates=False,
         ),
         Family(
-            "gpt2",
-            _build(
-                GPT2LMHeadModel,
-                GPT2Config(
-                    **_SMALL,
-                    n_embd=32,
-                    n_layer=2,
-                    n_head=4,
-                    n_positions=40,
-                    resid_pdrop=0.0,
-                    embd_pdrop=0.0,
-                    attn_pdrop=0.0,
-                    bos_token_id=_END,
-                    eos_token_id=_END,
-                    initializer_range=0.2,
-                ),
-            ),
+            "deberta_v2",
+            _build(DebertaV2ForSequenceClassification, _encoder(DebertaV2Config, **_DISENTANGLED)),
+            generates=False,
+            lacks=("attend",),
+            shares=True,
+        ),
+        Family("gpt2", _build(GPT2LMHeadModel, _gpt2()), decoder_only=True),
+        Family("llama", _build(LlamaForCausalLM, _decoder(LlamaConfig)), decoder_only=True),
+        Family("qwen2", _build(Qwen2ForCausalLM, _decoder(Qwen2Config)), decoder_only=True),
+        Family(
+            "mistral",
+            _build(MistralForCausalLM, _decoder(MistralConfig, **_WINDOW)),
             decoder_only=True,
         ),
         Family(
-            "llama",
+            "gemma3",
             _build(
-                LlamaForCausalLM,
-                LlamaConfig(
-                    **_SMALL,
-                    hidden_size=32,
-                    intermediate_size=48,
-                    num_hidden_layers=2,
-                    num_attention_heads=4,
-                    num_key_value_heads=2,
-                    bos_token_id=_END,
-                    eos_token_id=_END,
-                    initializer_range=0.2,
+                Gemma3ForCausalLM,
+                _decoder(
+                    Gemma3TextConfig,
+                    **_WINDOW,
+                    layer_types=["sliding_attention", "full_attention"],
                 ),
             ),
             decoder_only=True,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deltatune import api
 from deltatune.core.delta import Delta
-from deltatune.core.errors import StateError
+from deltatune.core.errors import StateError, UnsupportedError
 from deltatune.testing.case import (
     Case,
     cast,
@@ -147,7 +147,11 @@ def law_slots(case: Case, folder: Path) -> None:
     for rows in ([0, 0, 1, 1, 2, 2], [2, 0, None, 2, 1, 2], [None] * 6, [1] * 6):
         with case.attached(slots=3) as (model, bank):
             with bank.route(rows):
-                mixed = case.kin.logits(model, batch)
+                try:
+                    mixed = case.kin.logits(model, batch)
+                except UnsupportedError as error:
+                    assert case.kin.shares and len(set(rows)) > 1 and "one slot" in str(error)
+                    continue
             if mixed.requires_grad:
                 torch.autograd.backward(mixed.square().sum())
             for index, slot in enumerate(rows):

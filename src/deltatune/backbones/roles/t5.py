@@ -20,6 +20,7 @@ FAMILIES.add(
             ),
             "{stack}.block.{block}.layer.*.layer_norm": "norm",
             "{stack}.final_layer_norm": "norm",
+            "{stack}.block.{block}.layer.*.SelfAttention.relative_attention_bias": "relative",
             "{lm_head,classifier,classification_head.dense,classification_head.out_proj}": "head",
         },
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ from deltatune.core.target import find_places
 
 __all__ = ["EmbedSeam"]
 
+_POSITIONS = re.compile(r"position|wpe")
 _MARK = "_deltatune_virtual"  # on a cache: how many virtual positions it holds
 
 
@@ -33,8 +35,10 @@ class _Lengthen:
     stack: nn.Module
     embedding: nn.Module
     strips: bool
+    table: nn.Module | None  # of learned positions
     links: list[Link] = field(default_factory=list)
     inside: int = 0  # virtual positions of the forward under way
+    without: Tensor | None = None  # [rows], those that have none of them; None: all have
 
     def live(self) -> list[Link]:
         return [link for link in self.links if link.live]
@@ -47,9 +51,9 @@ class _Lengthen:
         prompt, present = self.prompt(kwargs, links)
         count = prompt.shape[1]
         filled = self.filled(kwargs, count)
-        _extend(
-            kwargs, count, present, filled, "position_ids" in _parameters(type(self.stack).forward)
-        )
+        positioned = "position_ids" in _parameters(type(self.stack).forward)
+        first = _first_position(self.table) if positioned else None
+        _extend(kwargs, count, present, filled, first)
         if filled:
             return _mark(inner(**kwargs), count)
         embeds = self.embeds(kwargs)
@@ -57,10 +61,11 @@ class _Lengthen:
         kwargs["inputs_embeds"] = torch.cat([prompt.to(embeds.dtype), embeds], dim=1)
         kwargs["input_ids"] = None
         self.inside = count
+        self.without = None if present is None or positioned else ~present
         try:
             output = inner(**kwargs)
         finally:
-            self.inside = 0
+            self.inside, self.without = 0, None
         return _mark(_strip(output, count) if self.strips else output, count)
 
     def prompt(self, kwargs: dict[str, Any], links: list[Link]) -> tuple[Tensor, Tensor | None]:
@@ -98,10 +103,11 @@ class _Lengthen:
         return True
 
     def check_positions(self, length: int) -> None:
-        config = getattr(self.stack, "config", None)
-        limit = getattr(config, "max_position_embeddings", None)
-        absolute = getattr(config, "model_type", "") in ("bert", "gpt2")
-        if absolute and limit is not None and length > limit:
+        if not isinstance(self.table, nn.Embedding):
+            return
+        limit = self.table.num_embeddings - _first_position(self.table)
+        limit -= getattr(self.table, "offset", 0)  # BART's and OPT's, which they add themselves
+        if length > limit:
             raise ConfigurationError(
                 f"The prompt and the text need {length} positions; {type(self.stack).__name__} "
                 f"has {limit}. Shorten the prompt or truncate the text."
@@ -116,6 +122,23 @@ class _StripFirst:
 
     def __call__(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return inner(args[0][:, self.owner.inside :], *args[1:], **kwargs)
+
+
+@dataclass(eq=False)
+class _ShiftBack:
+    """Around a table of positions that a stack counts itself: rows without virtual tokens count
+    from their text.
+    """
+
+    owner: _Lengthen
+
+    def __call__(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found, without = inner(*args, **kwargs), self.owner.without
+        if without is None:
+            return found
+        found = found if found.dim() == 3 else found.unsqueeze(0)
+        shifted = found.roll(self.owner.inside, dims=1)
+        return torch.where(without[:, None, None], shifted, found)
 
 
 @dataclass(eq=False)
@@ -141,6 +164,12 @@ class _ShowPrompt:
         return inner(**kwargs)
 
 
+def _first_position(table: nn.Module | None) -> int:
+    """The position of a first token: after that of the padding, where a table keeps one for it."""
+    padding = getattr(table, "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
+
+
 @functools.cache
 def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
     """The names of a forward's arguments, without self."""
@@ -154,13 +183,21 @@ def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _extend(
-    kwargs: dict[str, Any], count: int, present: Tensor | None, filled: bool, positioned: bool
+    kwargs: dict[str, Any], count: int, present: Tensor | None, filled: bool, first: int | None
 ) -> None:
-    """Lengthens what belongs to the tokens: mask, types, positions."""
+    """Lengthens what belongs to the tokens: mask, types, positions.
+
+    Args:
+        kwargs: of the stack, changed in place.
+        count: virtual tokens.
+        present: [rows], which have them; None: all.
+        filled: whether they are in the cache already.
+        first: the position of a first token; None where the stack takes no positions.
+    """
     tensor = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
     size, length = tensor.shape[:2]
     past = kwargs["past_key_values"].get_seq_length() - count if filled else 0  # of the text
-    mask = kwargs.get("attention_mask")
+    mask = text = kwargs.get("attention_mask")
     if mask is None and present is not None:
         mask = torch.ones(size, past + length, dtype=torch.long, device=tensor.device)
     if mask is not None:
@@ -175,12 +212,16 @@ def _extend(
         kwargs["attention_mask"] = torch.cat([shown, mask], dim=1)
     shift = count if present is None else count * present[:, None].long()
     positions = kwargs.get("position_ids")
-    if positions is None and present is not None and positioned:
+    if positions is None and first:  # RoBERTa: it counts what is no padding, which it cannot see
+        text = torch.ones(size, length, device=tensor.device) if text is None else text
+        positions = (text.cumsum(1).long() - 1).clamp_min(0) + first
+    elif positions is None and present is not None and first is not None:
         # The model would count from the cache, where rows without a prompt hold its columns too.
         positions = torch.arange(past, past + length, device=tensor.device).expand(size, -1)
     if positions is not None:
         positions = positions + shift
         front = torch.arange(count, device=positions.device).expand(positions.shape[0], -1)
+        front = front + (first or 0)
         kwargs["position_ids"] = positions if filled else torch.cat([front, positions], dim=1)
     if filled:
         return
@@ -252,7 +293,13 @@ class EmbedSeam(Seam):
         model, stack = host.model, link.site.module
         assert link.site.entry is not None
         both = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-        around = _Lengthen(stack, link.site.entry[1], strips=not both)
+        table = next(
+            (m for name, m in stack.named_modules() if _POSITIONS.search(name.rpartition(".")[2])),
+            None,
+        )
+        around = _Lengthen(stack, link.site.entry[1], not both, table)
+        if table is not None:
+            host.chain(table).arounds.append(_ShiftBack(around))
         if both:
             decoder = model.get_decoder()  # type: ignore[operator]
             host.chain(decoder).arounds.append(_ShowPrompt(around, decoder))
