@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from deltatune import api
 from deltatune.core.errors import ConfigurationError, StateError, TargetError, UnsupportedError
-from deltatune.testing.case import move
+from deltatune.testing.case import Case, move
 from deltatune.testing.families import FAMILIES
 
 KIN = FAMILIES["llama"]
@@ -60,9 +60,13 @@ def test_a_kernel_that_is_changed_under_a_prefix_is_noticed() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["prefix(length=3)", "prompt(length=3)"])
 def test_both_kernels_agree(family: str, method: str) -> None:
+    if Case(method, family).lacks:
+        pytest.skip("the family cannot take the face, which the conformance suite shows")
     kin, logits = FAMILIES[family], []
     for kernel in ("sdpa", "eager"):
         model = kin.build()
+        if not model._supports_sdpa:
+            pytest.skip("the family has one kernel: its attention sinks are in no other")
         model.set_attn_implementation(kernel)
         move(api.attach(model, method))
         logits.append(kin.logits(model, kin.batch()))
@@ -115,12 +119,15 @@ def test_a_prompt_is_what_embedding_it_by_hand_gives(family: str) -> None:
     embedded = by_hand.get_input_embeddings()(batch.pop("input_ids"))
     mask = batch.pop("attention_mask")
     long = torch.cat([prompt.expand(len(mask), -1, -1), embedded], dim=1)
-    if family == "bert":  # its classifier would read the prompt, where the kernel shows it the text
-        states = by_hand.bert(
+    if (
+        not kin.generates
+    ):  # its classifier would read the prompt, where the kernel shows it the text
+        states = by_hand.base_model(
             inputs_embeds=long, attention_mask=torch.cat([mask.new_ones(4, 3), mask], 1)
         ).last_hidden_state
-        mine = model.bert(**kin.batch()).last_hidden_state
-        torch.testing.assert_close(mine, states[:, 3:], rtol=1e-4, atol=1e-5)
+        mine = model.base_model(**kin.batch()).last_hidden_state
+        text = mask[..., None]  # RoBERTa gives padding no position of its own
+        torch.testing.assert_close(mine * text, states[:, 3:] * text, rtol=1e-4, atol=1e-5)
         return
     logits = by_hand(
         inputs_embeds=long, attention_mask=torch.cat([mask.new_ones(4, 3), mask], 1), **batch

@@ -188,7 +188,10 @@ def test_a_bank_must_be_routed_within_its_slots() -> None:
     for wrong in ([2], [-1]):
         with pytest.raises(ConfigurationError, match="There is no slot"), bank.route(wrong):
             pass
-    with pytest.raises(ConfigurationError, match="4 rows, the routing 3"), bank.route([0, 1, 0]):
+    with (
+        pytest.raises(ConfigurationError, match="4 rows, the routing of lora 3"),
+        bank.route([0, 1, 0]),
+    ):
         model(**KIN.batch())
 
 
@@ -259,7 +262,7 @@ def test_a_table_of_relative_positions_belongs_to_no_row() -> None:
     kin = FAMILIES["t5"]
     model = kin.build()
     bank = api.attach(model, "last_layer(at='encoder.block[0]')", slots=2)
-    with bank.route([0, 1, 0, 1]), pytest.raises(UnsupportedError, match="not called once per row"):
+    with bank.route([0, 1, 0, 1]), pytest.raises(UnsupportedError, match="once for all rows"):
         kin.logits(model, kin.batch())
     with bank.route([1] * 4):
         kin.logits(model, kin.batch())

@@ -10,7 +10,7 @@ from deltatune.core.errors import ConfigurationError, StateError, UnknownNameErr
 from deltatune.testing.case import close, close_gradients, move
 from deltatune.testing.families import FAMILIES
 
-METHODS = ("lora(rank=3)", "adapter(bottleneck=4)")
+METHODS = ("lora(rank=3, at='attention.v')", "adapter(bottleneck=4)")
 ROWS = [0, 0, 1, None, 0, 1, None]  # three through lora, two through adapters, two through none
 
 

@@ -62,7 +62,7 @@ def test_beams_follow_their_rows(slots: list[int | None], beams: int) -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="3 rows, the routing 2"):
+    with pytest.raises(ConfigurationError, match="3 rows, the routing has 2"):
         fit(Rows((0, 1)), 3)
     with pytest.raises(ConfigurationError, match="found no row"):
         Rows(())

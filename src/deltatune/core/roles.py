@@ -7,6 +7,7 @@ part of a name; `{a,b}` in path and role runs over both in step. Families are re
     "{stack}.block.{block}.layer.*.SelfAttention.{q,k,v,o}": "self_attention.{q,k,v,output}"
 
 A role with "+" is a fused projection: `self_attention.q+k+v` are three equal slices of one module.
+With "&" the parts are mixed within it, `self_attention.k&v`, and each names all of it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from deltatune.core.registry import Registry
 from deltatune.core.site import Place
 from deltatune.core.storage import storage_of
 
-__all__ = ["FAMILIES", "Family", "places"]
+__all__ = ["FAMILIES", "Family", "block_path", "places"]
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,26 @@ def places(model: nn.Module) -> tuple[Place, ...]:
     for name in FAMILIES:
         family = FAMILIES[name]
         if kind in family.types:
-            return tuple(_from_table(model, family))
-    return tuple(_inferred(model))
+            found = tuple(_from_table(model, family))
+            break
+    else:
+        found = tuple(_inferred(model))
+    return (*found, *_mixtures(model, found))
+
+
+def block_path(place: Place) -> str:
+    """The path of the block that a place lies in: up to the first number that is the block's."""
+    words = place.module.split(".")
+    return ".".join(words[: words.index(str(place.block)) + 1])
+
+
+def _mixtures(model: nn.Module, found: Sequence[Place]) -> Iterator[Place]:
+    """The sublayers that choose among experts: what holds the choice and the experts is one."""
+    blocks = {block_path(place): place for place in found if place.block is not None}
+    for path, place in blocks.items():
+        for name, child in model.get_submodule(path).named_children():
+            if any(inner.rpartition(".")[2] == "experts" for inner, _ in child.named_modules()):
+                yield Place(f"{path}.{name}", place.stack, place.block, "ffn", "experts")
 
 
 def _from_table(model: nn.Module, family: Family) -> Iterator[Place]:
@@ -83,10 +102,12 @@ def _from_table(model: nn.Module, family: Family) -> Iterator[Place]:
 
 def _places(name: str, stack: str, block: int | None, role: str) -> Iterator[Place]:
     *sublayer, part = role.split(".")
+    within = sublayer[0] if sublayer else None
     parts = part.split("+")
     for index, one in enumerate(parts):
         share = (index, len(parts)) if len(parts) > 1 else None
-        yield Place(name, stack, block, sublayer[0] if sublayer else None, one, share)
+        for each in one.split("&"):
+            yield Place(name, stack, block, within, each, share)
 
 
 def _rules(path: str, role: str) -> Iterator[tuple[re.Pattern[str], str]]:
@@ -119,18 +140,26 @@ def _pattern(path: str) -> re.Pattern[str]:
 
 def _inferred(model: nn.Module) -> Iterator[Place]:
     stacks = list(_block_lists(model))
+    shapes = {
+        f"{stack}.{index}": _by_shape(block)
+        for stack in stacks
+        for index, block in model.get_submodule(stack).named_children()
+    }
+    passed = False  # whether the last block lies behind
     for name, module in model.named_modules():
         if not any(p is not None for p in module._parameters.values()):
             continue
         inside = next((s for s in stacks if name.startswith(s + ".")), None)
         stack = "decoder" if _is_decoder(model, inside or name) else "encoder"
         if inside is None:
-            part = _outside(name, module)
+            part = _outside(name, module, passed)
             if part is not None:
                 yield Place(name, stack, None, None, part)
             continue
+        passed = passed or inside == stacks[-1]
         index, _, rest = name[len(inside) + 1 :].partition(".")
-        yield from _places(name, stack, int(index), _inside(rest, module))
+        role = shapes[f"{inside}.{index}"].get(rest) or _inside(rest, module)
+        yield from _places(name, stack, int(index), role)
 
 
 def _block_lists(model: nn.Module) -> Iterator[str]:
@@ -150,14 +179,46 @@ def _is_decoder(model: nn.Module, name: str) -> bool:
     return bool(getattr(config, "is_decoder", False)) or "CausalLM" in type(model).__name__
 
 
-def _outside(name: str, module: nn.Module) -> str | None:
+def _outside(name: str, module: nn.Module, passed: bool) -> str | None:
     if _HEAD.search(name):
         return "head"
     if isinstance(module, nn.Embedding):
         return "embedding"
     if _NORM.search(name) or "norm" in type(module).__name__.lower():
         return "norm"
-    return "pooler" if storage_of(module).linear else None
+    if not storage_of(module).linear or not passed:
+        return None
+    inputs, outputs = storage_of(module).widths(module)
+    return "pooler" if inputs == outputs else "head"
+
+
+def _by_shape(block: nn.Module) -> dict[str, str]:
+    """Roles of linear modules whose names say nothing, by the company they keep.
+
+    Three that read the same, side by side, and a fourth that reads what the first gives and leads
+    back are taken for queries, keys, values and output, in that order. One that is three times as
+    wide as what it reads, and one that leads back, are a fused projection and output.
+    """
+    companies: dict[str, list[tuple[str, int, int]]] = {}
+    for name, module in block.named_modules():
+        if storage_of(module).linear:
+            companies.setdefault(name.rpartition(".")[0], []).append(
+                (name, *storage_of(module).widths(module))
+            )
+    found: dict[str, str] = {}
+    for company in companies.values():
+        if any(re.fullmatch(p, name.rpartition(".")[2]) for name, *_ in company for p, _ in _NAMES):
+            continue
+        (width, first), *rest = [widths for _, *widths in company]
+        if len(company) >= 4 and rest[0] == rest[1] and rest[0][0] == width:
+            if rest[2] == [first, width] and first >= rest[0][1]:
+                parts = ("q", "k", "v", "output")
+                found |= {
+                    n: f"self_attention.{p}" for (n, *_), p in zip(company, parts, strict=False)
+                }
+        elif len(company) >= 2 and first == 3 * width and rest[0] == [width, width]:
+            found |= {company[0][0]: "self_attention.q+k+v", company[1][0]: "self_attention.output"}
+    return found
 
 
 def _inside(rest: str, module: nn.Module) -> str:

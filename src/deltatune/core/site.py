@@ -31,7 +31,8 @@ class Place:
         block: index of the block within the stack, None outside of blocks.
         sublayer: "self_attention", "cross_attention", "ffn" or None.
         part: "q", "k", "v", "output", "up", "gate", "down", "norm", "embedding", "head", "pooler",
-            or "relative": computed once from relative positions, for all rows of a batch.
+            "experts": a whole sublayer that chooses among experts; "relative": computed once from
+            relative positions, for all rows of a batch.
         share: (i, n) for the i-th of n equal slices of a fused projection; None for all of it.
     """
 

@@ -28,7 +28,7 @@ from torch import nn
 
 from deltatune.core.errors import TargetError, nearest
 from deltatune.core.method import Face
-from deltatune.core.roles import places
+from deltatune.core.roles import block_path, places
 from deltatune.core.site import ATTENTIONS, Place, Site
 from deltatune.core.storage import storage_of
 
@@ -51,6 +51,7 @@ _PARTS = (
     "head",
     "pooler",
     "relative",
+    "experts",
     "linear",
 )
 ROLE_WORDS = (*_STACKS, "block", *_SUBLAYERS, *_PARTS)
@@ -200,7 +201,17 @@ def site_at(module: nn.Module, path: str, place: Place | None) -> Site:
 def _spans(model: nn.Module, matched: Sequence[Place]) -> Iterator[Site]:
     sublayers = {(p.stack, p.block, p.sublayer): p for p in matched if p.sublayer}
     for key, example in sublayers.items():
-        own = {p.part: p for p in matched if (p.stack, p.block, p.sublayer) == key}
+        name = example.role.rsplit(".", 1)[0]
+        own: dict[str, Place] = {}
+        for place in matched:
+            if (place.stack, place.block, place.sublayer) == key:
+                own.setdefault(place.part, place)  # the first that reads, of several
+        if "experts" in own:
+            place = own["experts"]
+            module = model.get_submodule(place.module)
+            width = next(p.shape[-1] for p in module.parameters() if p.dim() == 2)  # its router's
+            yield Site(name, module, place.module, width, width, replace(place, part=""))
+            continue
         first = own.get("q") or own.get("up") or own.get("gate")
         last = own.get("output") or own.get("down")
         if first is None or last is None:
@@ -208,14 +219,13 @@ def _spans(model: nn.Module, matched: Sequence[Place]) -> Iterator[Site]:
         enter, leave = model.get_submodule(first.module), model.get_submodule(last.module)
         inputs, outputs = storage_of(enter).widths(enter)[0], storage_of(leave).widths(leave)[1]
         place = Place(last.module, last.stack, last.block, last.sublayer, "")
-        name = ".".join(t for t in (example.role.rsplit(".", 1)[0],) if t)
         yield Site(name, leave, last.module, inputs, outputs, place, entry=(first.module, enter))
 
 
 def _whole_blocks(model: nn.Module, matched: Sequence[Place], face: Face) -> Iterator[Site]:
     known = {place.module: place for place in matched if place.share is None}
     prefixes = dict.fromkeys(
-        (place.stack, place.block, _block_path(place))
+        (place.stack, place.block, block_path(place))
         for place in matched
         if place.block is not None
     )
@@ -226,12 +236,6 @@ def _whole_blocks(model: nn.Module, matched: Sequence[Place], face: Face) -> Ite
                     continue
                 place = known.get(name) or Place(name, stack, block, None, "")
                 yield site_at(module, name, place)
-
-
-def _block_path(place: Place) -> str:
-    """The path of the block that a place lies in: up to the first number that is the block's."""
-    words = place.module.split(".")
-    return ".".join(words[: words.index(str(place.block)) + 1])
 
 
 def named(model: nn.Module, term: str) -> Iterator[tuple[str, nn.Module]]:
@@ -293,9 +297,12 @@ def _nothing(model: nn.Module, term: str, known: Sequence[Place]) -> TargetError
         for name, m in model.named_modules()
         if name and not list(m.children())
     }
-    close = nearest(term, roles | lasts | set(ROLE_WORDS))
+    # A word of the language of roles is no slip of the pen: what it names is not here.
+    words = set() if Role.parse(term) else set(ROLE_WORDS)
+    close = nearest(term, roles | lasts | words)
     hint = f"Nearest here: {', '.join(close)}. " if close else ""
     return TargetError(
         f"The target {term!r} matches nothing in {type(model).__name__}. {hint}"
-        f"Roles here: {', '.join(sorted(roles))}. Module names end in: {', '.join(sorted(lasts))}."
+        f"Roles here: {', '.join(sorted(roles))}. Module names end in: {', '.join(sorted(lasts))}. "
+        "Every linear module outside of heads is 'linear'."
     )

@@ -19,14 +19,20 @@ from transformers import (
     BertForSequenceClassification,
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -190,6 +196,22 @@ _DISENTANGLED: Mapping[str, Any] = {
 }
 # Three of the seven tokens: the window must cut, or nothing of it is tested.
 _WINDOW: Mapping[str, Any] = {"sliding_window": 3, "head_dim": 8}
+_EXPERTS: Mapping[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_LATENT: Mapping[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+}
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
@@ -230,6 +252,22 @@ FAMILIES: Mapping[str, Family] = {
                     layer_types=["sliding_attention", "full_attention"],
                 ),
             ),
+            decoder_only=True,
+        ),
+        Family(
+            "mixtral",
+            _build(MixtralForCausalLM, _decoder(MixtralConfig, num_local_experts=4)),
+            decoder_only=True,
+        ),
+        Family(
+            "gpt_oss",
+            _build(GptOssForCausalLM, _decoder(GptOssConfig, **_WINDOW, **_EXPERTS)),
+            decoder_only=True,
+            shares=True,
+        ),
+        Family(
+            "deepseek_v3",
+            _build(DeepseekV3ForCausalLM, _decoder(DeepseekV3Config, **_LATENT)),
             decoder_only=True,
         ),
     )

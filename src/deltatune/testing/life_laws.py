@@ -82,7 +82,9 @@ def law_composition(case: Case, folder: Path) -> None:
     with case.attached() as (model, delta):
         alone = case.logits(model)
         try:
-            second = api.attach(model, "lora(rank=2, at='ffn.down') + bitfit(at='norm')", seed=5)
+            second = api.attach(
+                model, "lora(rank=2, at='attention.output') + bitfit(at='norm')", seed=5
+            )
         except StateError:
             assert case.in_place
             return

@@ -184,10 +184,23 @@ def _attention_site(model: nn.Module, path: str, key: Place, value: Place) -> Si
             "adapter, prompt."
         )
     k, v = (site_at(model.get_submodule(p.module), p.module, p) for p in (key, value))
+    widths = (k.outputs, v.outputs)
+    if key.module == value.module and key.share is None:  # made of a latent vector, head by head
+        heads: Any = getattr(module, "num_heads", None)
+        each: tuple[Any, Any] = (
+            getattr(module, "qk_head_dim", None),
+            getattr(module, "v_head_dim", None),
+        )
+        if None in (heads, *each):
+            raise UnsupportedError(
+                f"{type(module).__name__} mixes keys and values in {key.module} and does not say "
+                "how wide they are. Use a method with another face: lora, adapter, prompt."
+            )
+        widths = (heads * each[0], heads * each[1])
     sort = Place(path, key.stack, key.block, key.sublayer, "")
     name = key.role.rpartition(".")[0]
     return Site(
-        name, module, path, k.inputs, k.outputs, sort, key_width=k.outputs, value_width=v.outputs
+        name, module, path, k.inputs, widths[0], sort, key_width=widths[0], value_width=widths[1]
     )
 
 

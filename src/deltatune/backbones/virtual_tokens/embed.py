@@ -274,8 +274,9 @@ class EmbedSeam(Seam):
             getattr(model, "config", None), "is_encoder_decoder", False
         ):
             raise UnsupportedError(
-                f"{type(model).__name__} has no token stack at {target!r} that takes embedded "
-                "input. In an encoder-decoder a prompt goes to the encoder."
+                f"{type(model).__name__} has no token stack at {target!r} whose forward takes "
+                "`inputs_embeds` and `attention_mask`, which a prompt needs. In an "
+                "encoder-decoder it goes to the encoder."
             )
         return (found["decoder"],)
 
