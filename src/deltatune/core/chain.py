@@ -387,7 +387,9 @@ def _in_order(pieces: Sequence[Tensor], order: Tensor) -> Tensor:
 
     A module may flatten rows into tokens on the way: each row is then a run of entries.
     """
-    return torch.cat(list(pieces)).unflatten(0, (len(order), -1))[order.argsort()].flatten(0, 1)
+    whole = torch.cat(list(pieces))
+    runs = whole.reshape(len(order), -1, *whole.shape[1:])
+    return runs[order.argsort()].flatten(0, 1)
 
 
 def _first_in_place(
