@@ -1,4 +1,4 @@
-.PHONY: setup demo test check clones docs matrix
+.PHONY: setup demo test check clones docs matrix fuzz
 
 setup:
 	@scripts/setup
@@ -21,3 +21,6 @@ docs:
 
 matrix:
 	@scripts/matrix
+
+fuzz:
+	@scripts/fuzz

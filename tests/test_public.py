@@ -32,6 +32,7 @@ PUBLIC = {
     "plan",
     "route",
     "save",
+    "status",
     "train",
 }
 HEAVY = {"torch", "transformers", "accelerate", "sklearn", "scipy", "datasets", "numpy", "pydantic"}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from deltatune.core.errors import DeltatuneError
     from deltatune.core.grammar import parse
     from deltatune.core.run import Run
+    from deltatune.core.status import status
     from deltatune.study.comparison import Comparison
     from deltatune.tasks.records import find_task
     from deltatune.tasks.task import Task
@@ -47,6 +48,7 @@ __all__ = [
     "plan",
     "route",
     "save",
+    "status",
     "train",
 ]
 
@@ -72,6 +74,7 @@ _HOMES = {
     "plan": "deltatune.api",
     "route": "deltatune.api",
     "save": "deltatune.api",
+    "status": "deltatune.core.status",
     "train": "deltatune.api",
 }
 

@@ -32,7 +32,7 @@ from deltatune.core.errors import (
     DeltatuneError,
     StateError,
 )
-from deltatune.core.fingerprint import Fingerprint, fingerprint
+from deltatune.core.fingerprint import Fingerprint, digest, fingerprint
 from deltatune.core.grammar import Expression, parse
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.layout import layout
@@ -142,6 +142,7 @@ def save(
         raise ConfigurationError(f"The facts cannot be written as JSON: {error}.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    delta.saved[slot] = (str(target), digest(delta.bank.read(slot)))
     return target
 
 
@@ -247,6 +248,7 @@ def load(model: nn.Module, folder: str | Path, *, seed: int = 0) -> Delta:
     tensors = _tensors(Path(folder), artefact, leaves)
     delta = attach(model, expression, seed=seed)
     delta.bank.write(0, tensors)
+    delta.saved[0] = (str(folder), digest(delta.bank.read(0)))
     return delta
 
 

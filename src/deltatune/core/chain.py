@@ -8,10 +8,9 @@ then weights folded in the order of attachment, then outputs in that order.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.bank import Bank
+from deltatune.core.calls import in_order, of_rows, read_first
 from deltatune.core.errors import UnsupportedError
 from deltatune.core.leaf import generator
 from deltatune.core.method import Leaves, Method
@@ -204,7 +204,7 @@ class Chain:
 
         Raises UnsupportedError where an output face meets something that is no tensor.
         """
-        args, kwargs = _first_in_place(type(self.module).forward, args, kwargs)
+        args, kwargs = read_first(type(self.module).forward, args, kwargs)
         for link in self.entries:
             # The first call since the span ended: DeBERTa calls its projections again, on a table.
             if link.live and link.entry_input is None:
@@ -308,31 +308,11 @@ class Chain:
         if len(groups) == 1:
             return self.compute(self.parameters(links, keys[0]), args, kwargs)
         outputs = [
-            self.compute(self.parameters(links, key), *self._of_rows(rows, args, kwargs))
+            self.compute(self.parameters(links, key), *of_rows(rows, args, kwargs))
             for key, rows in groups.items()
         ]
         order = torch.tensor([row for rows in groups.values() for row in rows], device=x.device)
-        if isinstance(outputs[0], tuple):  # a router gives scores, weights and choices
-            return tuple(_in_order(parts, order) for parts in zip(*outputs, strict=True))
-        return _in_order(outputs, order)
-
-    def _of_rows(
-        self, rows: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of some rows. Raises UnsupportedError where one cannot be cut into rows."""
-        index, size = torch.tensor(rows, device=args[0].device), args[0].shape[0]
-
-        def cut(value: Any) -> Any:
-            if isinstance(value, Tensor) and value.dim() and value.shape[0] == size:
-                return value[index]
-            if value is None or isinstance(value, (bool, int, float, str)):
-                return value
-            raise UnsupportedError(
-                f"{type(self.module).__name__} is called with more than its rows, so the rows of a "
-                "batch cannot use different slots of it. Route the whole batch to one slot."
-            )
-
-        return tuple(map(cut, args)), {name: cut(value) for name, value in kwargs.items()}
+        return in_order(outputs, order)
 
     def parameters(self, links: list[Link], slots: tuple[int | None, ...]) -> dict[str, Tensor]:
         """The module's folded parameters, computed in fp32 and cast once to the module's dtype."""
@@ -380,34 +360,6 @@ class Chain:
             for name in kept:
                 shadow.pop(name, None)
         return y + created["bias"].to(y.dtype) if created else y
-
-
-def _in_order(pieces: Sequence[Tensor], order: Tensor) -> Tensor:
-    """Pieces joined, their rows put in the order that `order` says they come in.
-
-    A module may flatten rows into tokens on the way: each row is then a run of entries.
-    """
-    whole = torch.cat(list(pieces))
-    runs = whole.reshape(len(order), -1, *whole.shape[1:])
-    return runs[order.argsort()].flatten(0, 1)
-
-
-def _first_in_place(
-    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with the first of them, which faces read, given by position."""
-    if args or not kwargs:
-        return args, kwargs
-    first = _first_parameter(forward)
-    if first not in kwargs:
-        return args, kwargs
-    return (kwargs[first],), {name: v for name, v in kwargs.items() if name != first}
-
-
-@functools.cache
-def _first_parameter(forward: Callable[..., Any]) -> str:
-    """The name of a forward's first argument, without self."""
-    return [*inspect.signature(forward).parameters, "", ""][1]
 
 
 @dataclass

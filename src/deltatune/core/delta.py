@@ -14,16 +14,17 @@ from torch import Tensor, nn
 
 from deltatune.core.bank import Bank
 from deltatune.core.chain import Link
-from deltatune.core.errors import ConfigurationError, StateError, UnsupportedError
+from deltatune.core.errors import ConfigurationError, StateError
 from deltatune.core.grammar import Expression
 from deltatune.core.host import Host, host_of
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.layout import Part, layout
+from deltatune.core.merging import Kept, merge, unmerge
 from deltatune.core.method import Method
 from deltatune.core.rows import Rows
 from deltatune.core.seam import SEAMS
 from deltatune.core.select import Form
-from deltatune.core.site import Site, keep, release
+from deltatune.core.site import Site
 
 __all__ = ["Delta", "attach", "deltas_of"]
 
@@ -38,6 +39,8 @@ class Delta(nn.Module):
         bank: the tensors.
         seeds: one for each slot; initial values and dropout are keyed by it.
         step: the training step, which keys dropout.
+        saved: slot to the folder it was last saved to or loaded from, with the digest of what it
+            held then.
     """
 
     def __init__(
@@ -54,8 +57,10 @@ class Delta(nn.Module):
         self.seeds = tuple(seeds)
         self.name = str(expressions[0])
         self.enabled = True
-        self.merged = False
+        self.merged_slot: int | None = None
+        self.__dict__["kept_weights"] = {}
         self.attached = False
+        self.saved: dict[int, tuple[str, str]] = {}
         self.step = 0
         self.keyed = False
         self._route: Rows | None = None
@@ -85,6 +90,12 @@ class Delta(nn.Module):
         return host
 
     @property
+    def kept_weights(self) -> Kept:
+        """While it is merged: (path, name) to what stood there before; no tensors of its own."""
+        kept: Kept = self.__dict__["kept_weights"]
+        return kept
+
+    @property
     def model(self) -> nn.Module:
         """The model it is attached to."""
         return self.host.model
@@ -93,6 +104,16 @@ class Delta(nn.Module):
     def expression(self) -> Expression:
         """The methods of slot 0."""
         return self.expressions[0]
+
+    @property
+    def merged(self) -> bool:
+        """Whether one of its slots stands in the backbone's weights."""
+        return self.merged_slot is not None
+
+    @property
+    def routed(self) -> tuple[int | None, ...] | None:
+        """The slot of each row within a `route`; None outside of one."""
+        return None if self._route is None else self._route.slots
 
     @property
     def slots(self) -> int:
@@ -115,6 +136,12 @@ class Delta(nn.Module):
             f"The delta {self.name} has {self.slots} slots, and the batch is not routed. "
             "Say which row uses which slot: `with delta.route([0, 1, ...]):`."
         )
+
+    def _check_slot(self, slot: int) -> None:
+        if not 0 <= slot < self.slots:
+            raise ConfigurationError(
+                f"There is no slot {slot}: {self.name} has {self.slots}, counted from 0."
+            )
 
     def check_recomputation(self) -> None:
         """A checkpointed block that runs again in the backward pass must find what it ran with.
@@ -149,10 +176,8 @@ class Delta(nn.Module):
         not there.
         """
         for slot in rows:
-            if slot is not None and not 0 <= slot < self.slots:
-                raise ConfigurationError(
-                    f"There is no slot {slot}: {self.name} has {self.slots}, counted from 0."
-                )
+            if slot is not None:
+                self._check_slot(slot)
         before, self._route = self._route, Rows(tuple(rows))
         try:
             yield
@@ -179,6 +204,24 @@ class Delta(nn.Module):
             yield
         finally:
             self.enabled = before
+
+    def freeze(self, slot: int | None = None, *, frozen: bool = True) -> None:
+        """Takes one slot, or all of them, out of training, or with `frozen=False` back into it.
+
+        A frozen slot acts as before. Raises ConfigurationError for a slot that is not there, and
+        StateError for a control that trains in place.
+        """
+        if isinstance(self.bank, InPlaceBank):
+            raise StateError(f"{self.name} trains the backbone itself. Detach it to stop that.")
+        if slot is not None:
+            self._check_slot(slot)
+        for row in self.bank.slots if slot is None else [self.bank.slots[slot]]:
+            row.requires_grad_(not frozen)
+            row.grad = None
+
+    def is_frozen(self, slot: int) -> bool:
+        """Whether a slot is out of training."""
+        return not self.bank.slots[slot].requires_grad
 
     def tensors(self, slot: int = 0) -> dict[str, Tensor]:
         """The trained and fixed leaves of one slot by full name, detached."""
@@ -237,87 +280,23 @@ class Delta(nn.Module):
             if link.method.face not in SEAMS and id(link.site.module) not in called
         ]
 
-    @torch.no_grad()
     def merge(self, slot: int = 0) -> None:
         """Writes one slot into the backbone's weights, so that it costs nothing at inference.
 
         Raises:
             UnsupportedError: a part acts on activations, creates a bias, or writes a tied weight.
-            StateError: it is merged already, or a delta before it acts on the same weights.
+            StateError: it is merged already or switched off, or a delta before it acts on the same
+                weights.
+            ConfigurationError: there is no such slot.
         """
-        host = self.host
-        self._check_merge(host)
-        written: dict[tuple[str, str], Tensor] = {}
-        for chain in host.chains:
-            links = [link for link in chain.links if link.delta is self]
-            if links:
-                path = links[0].site.path
-                values = chain.parameters(links, (slot,) * len(links))
-                for name in set[str]().union(*(link.touched for link in links)) & set(values):
-                    if chain.module._parameters.get(name) is None:
-                        raise UnsupportedError(
-                            f"{path} has no {name}: {self.name} created one, and merging it would "
-                            "change the backbone's architecture. Keep the delta attached."
-                        )
-                    written[path, name] = values[name]
-        for (path, name), value in written.items():
-            module = host.model.get_submodule(path)
-            parameter = module.get_parameter(name)
-            self._kept[path, name] = parameter.detach().clone()
-            keep(module, name, self._kept[path, name])
-            parameter.data.copy_(value)
-        host.merged.append(self)
-        self.merged = True
+        self._check_slot(slot)
+        merge(self, slot)
 
-    @torch.no_grad()
     def unmerge(self) -> None:
         """Puts the weights back bit for bit. Raises StateError if another delta was merged after
         it.
         """
-        host = self.host
-        if not self.merged:
-            raise StateError(f"{self.name} is not merged.")
-        if host.merged[-1] is not self:
-            raise StateError(f"Unmerge {host.merged[-1].name} first: it was merged later.")
-        for (path, name), value in self._kept.items():
-            module = host.model.get_submodule(path)
-            module.get_parameter(name).data.copy_(value)
-            release(module, name, value)
-        self._kept.clear()
-        host.merged.pop()
-        self.merged = False
-
-    @property
-    def _kept(self) -> dict[tuple[str, str], Tensor]:
-        kept: dict[tuple[str, str], Tensor] = self.__dict__.setdefault("_kept_weights", {})
-        return kept
-
-    def _check_merge(self, host: Host) -> None:
-        if self.merged or not self.attached:
-            raise StateError(
-                f"{self.name} is {'merged already' if self.merged else 'not attached'}."
-            )
-        owners: dict[int, int] = {}
-        for module in host.model.modules():
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-        for link in self.links:
-            if link.method.face not in ("weight", "select"):
-                raise UnsupportedError(
-                    f"{link.method.name} acts on activations, so it cannot be written into "
-                    "weights. Keep it attached."
-                )
-            for name in link.touched:
-                parameter = link.site.parameters.get(name)
-                if parameter is not None and owners[id(parameter)] > 1:
-                    raise UnsupportedError(
-                        f"{link.site.path}.{name} is tied to another module, which merging would "
-                        "change too. Keep the delta attached."
-                    )
-            first = next(k for k in host.chain(link.site.module).links if not k.delta.merged)
-            if first.delta is not self:
-                raise StateError(f"Merge {first.delta.name} first: it acts before {self.name}.")
+        unmerge(self)
 
     def extra_repr(self) -> str:
         """What its repr says."""

@@ -16,7 +16,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-__all__ = ["Fingerprint", "fingerprint"]
+__all__ = ["Fingerprint", "digest", "fingerprint"]
 
 
 class Fingerprint(BaseModel):
@@ -107,17 +107,22 @@ def _tensors(
             yield name, originals.get(name, state[name])
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """xxh3-128 of named tensors: names, shapes, dtypes and every byte."""
+    return _digest(list(tensors.items()), None)
+
+
 def _digest(tensors: list[tuple[str, Tensor]], dtype: torch.dtype | None) -> str:
-    digest, seen = xxhash.xxh3_128(), set[tuple[int, tuple[int, ...]]]()
+    found, seen = xxhash.xxh3_128(), set[tuple[int, tuple[int, ...]]]()
     for name, tensor in tensors:
         key = (tensor.data_ptr(), tuple(tensor.shape))
         cast = tensor.detach()
         if dtype is not None and cast.is_floating_point():
             cast = cast.to(dtype)
-        digest.update(f"{name}:{tuple(cast.shape)}:{cast.dtype};".encode())
+        found.update(f"{name}:{tuple(cast.shape)}:{cast.dtype};".encode())
         if key in seen:
             continue
         seen.add(key)
         content: Any = cast.cpu().contiguous().flatten().view(torch.uint8).numpy()
-        digest.update(content)
-    return digest.hexdigest()
+        found.update(content)
+    return found.hexdigest()

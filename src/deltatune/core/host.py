@@ -88,11 +88,11 @@ class _Opening:
     def __call__(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         size = _batch_size(args, kwargs)
         for delta in self.host.deltas:
-            routed = len(delta.rows.slots)
-            if size is not None and size % routed:  # beams repeat rows
+            routed = delta.routed
+            if size is not None and routed is not None and size % len(routed):  # beams repeat rows
                 raise ConfigurationError(
-                    f"The batch has {size} rows, the routing of {delta.name} {routed}. Route every "
-                    "row of the batch."
+                    f"The batch has {size} rows, the routing of {delta.name} {len(routed)}. Route "
+                    "every row of the batch."
                 )
         with self.host.opened():
             return inner(*args, **kwargs)

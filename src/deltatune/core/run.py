@@ -56,12 +56,13 @@ class Run(nn.Module):
         return self
 
     def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimiser groups, one for each slot."""
+        """Optimiser groups, one for each slot that is not frozen."""
         if not self.delta.attached:
             raise StateError(f"{self.delta.name} is not attached: there is nothing to train.")
         slots = self.delta.bank.slots
         in_place = self.delta.bank.count == 1 and len(slots) > 1
-        groups = [list(slots)] if in_place else [[row] for row in slots]
+        trained = [row for row in slots if row.requires_grad]
+        groups = [trained] if in_place else [[row] for row in trained]
         return [
             {"params": group, "lr": learning_rate, "weight_decay": weight_decay} for group in groups
         ]

@@ -1,0 +1,69 @@
+"""Arguments and results of a module's call, as far as the rows of a batch are concerned."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deltatune.core.errors import UnsupportedError
+
+__all__ = ["in_order", "of_rows", "read_first"]
+
+
+def read_first(
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a forward with the first of them, which faces read, given by position."""
+    if args or not kwargs:
+        return args, kwargs
+    first = _first_parameter(forward)
+    if first not in kwargs:
+        return args, kwargs
+    return (kwargs[first],), {name: v for name, v in kwargs.items() if name != first}
+
+
+@functools.cache
+def _first_parameter(forward: Callable[..., Any]) -> str:
+    """The name of a forward's first argument, without self."""
+    return [*inspect.signature(forward).parameters, "", ""][1]
+
+
+def of_rows(
+    rows: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of some rows of a call whose first argument is [rows, ...].
+
+    Raises UnsupportedError where one cannot be cut into rows.
+    """
+    index, size = torch.tensor(rows, device=args[0].device), args[0].shape[0]
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dim() and value.shape[0] == size:
+            return value[index]
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise UnsupportedError(
+            "A module is called with more than its rows, so the rows of a batch cannot use "
+            "different slots of it. Route the whole batch to one slot."
+        )
+
+    return tuple(map(cut, args)), {name: cut(value) for name, value in kwargs.items()}
+
+
+def in_order(pieces: Sequence[Any], order: Tensor) -> Any:
+    """The results of groups of rows as one, the rows put in the order that `order` says they come
+    in.
+
+    A module may flatten rows into tokens on the way: each row is then a run of entries. A tuple (a
+    router gives scores, weights and choices) is put in order part by part.
+    """
+    if isinstance(pieces[0], tuple):
+        return tuple(in_order(parts, order) for parts in zip(*pieces, strict=True))
+    whole = torch.cat(list(pieces))
+    runs = whole.reshape(len(order), -1, *whole.shape[1:])
+    return runs[order.argsort()].flatten(0, 1)

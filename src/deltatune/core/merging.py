@@ -1,0 +1,107 @@
+"""Merging: one slot of a delta written into the backbone's weights, and taken out again.
+
+What stood there before is kept beside the delta, so that unmerging gives back every bit. Merged
+deltas form a stack: the last one merged is the first to be unmerged.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+from deltatune.core.errors import StateError, UnsupportedError
+from deltatune.core.site import keep, release
+
+if TYPE_CHECKING:
+    from deltatune.core.delta import Delta
+
+__all__ = ["Kept", "merge", "unmerge"]
+
+Kept: TypeAlias = dict[tuple[str, str], Tensor]
+
+
+@torch.no_grad()
+def merge(delta: Delta, slot: int) -> None:
+    """See `Delta.merge`."""
+    _check(delta)
+    for (path, name), value in _folded(delta, slot).items():
+        module = delta.model.get_submodule(path)
+        parameter = module.get_parameter(name)
+        delta.kept_weights[path, name] = parameter.detach().clone()
+        keep(module, name, delta.kept_weights[path, name])
+        parameter.data.copy_(value)
+    delta.host.merged.append(delta)
+    delta.merged_slot = slot
+
+
+@torch.no_grad()
+def unmerge(delta: Delta) -> None:
+    """See `Delta.unmerge`."""
+    merged = delta.host.merged
+    if not delta.merged:
+        raise StateError(f"{delta.name} is not merged.")
+    if merged[-1] is not delta:
+        raise StateError(f"Unmerge {merged[-1].name} first: it was merged later.")
+    for (path, name), value in delta.kept_weights.items():
+        module = delta.model.get_submodule(path)
+        module.get_parameter(name).data.copy_(value)
+        release(module, name, value)
+    delta.kept_weights.clear()
+    merged.pop()
+    delta.merged_slot = None
+
+
+def _folded(delta: Delta, slot: int) -> Kept:
+    """What merging would write. Raises UnsupportedError where a parameter is not there."""
+    written: Kept = {}
+    for chain in delta.host.chains:
+        links = [link for link in chain.links if link.delta is delta]
+        if not links:
+            continue
+        path = links[0].site.path
+        with delta.route([slot]):
+            values = chain.parameters(links, (slot,) * len(links))
+        for name in set[str]().union(*(link.touched for link in links)) & set(values):
+            if chain.module._parameters.get(name) is None:
+                raise UnsupportedError(
+                    f"{path} has no {name}: {delta.name} created one, and merging it would "
+                    "change the backbone's architecture. Keep the delta attached."
+                )
+            written[path, name] = values[name]
+    return written
+
+
+def _check(delta: Delta) -> None:
+    """Raises StateError or UnsupportedError where a delta cannot be merged."""
+    if delta.merged or not delta.attached:
+        raise StateError(f"{delta.name} is {'merged already' if delta.merged else 'not attached'}.")
+    if not delta.enabled:
+        raise StateError(
+            f"{delta.name} is switched off; merged it would act. Leave `active(False)` first."
+        )
+    owners = Counter(
+        id(parameter)
+        for module in delta.model.modules()
+        for parameter in module._parameters.values()
+        if parameter is not None
+    )
+    for link in delta.links:
+        if link.method.face not in ("weight", "select"):
+            raise UnsupportedError(
+                f"{link.method.name} acts on activations, so it cannot be written into "
+                "weights. Keep it attached."
+            )
+        for name in link.touched:
+            parameter = link.site.parameters.get(name)
+            if parameter is not None and owners[id(parameter)] > 1:
+                raise UnsupportedError(
+                    f"{link.site.path}.{name} is tied to another module, which merging would "
+                    "change too. Keep the delta attached."
+                )
+        chain = delta.host.chain(link.site.module)
+        first = next(held for held in chain.links if not held.delta.merged)
+        if first.delta is not delta:
+            raise StateError(f"Merge {first.delta.name} first: it acts before {delta.name}.")
