@@ -1,4 +1,4 @@
-.PHONY: setup demo test check clones docs matrix fuzz
+.PHONY: setup demo test check clones docs matrix fuzz faults
 
 setup:
 	@scripts/setup
@@ -24,3 +24,6 @@ matrix:
 
 fuzz:
 	@scripts/fuzz
+
+faults:
+	@scripts/faults

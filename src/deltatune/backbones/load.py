@@ -50,6 +50,7 @@ from deltatune.core.errors import (
     UnknownNameError,
     UnsupportedError,
 )
+from deltatune.core.host import DRAWN
 
 __all__ = ["Backbone", "Form", "form_of", "load_architecture", "load_backbone"]
 
@@ -129,6 +130,9 @@ def load_backbone(
         _check_complete(name, model, notes["missing_keys"], pooler=pooler)
         if pooling is not None:
             model = SentenceClassifier(model, pooling)
+    if labels is not None:
+        missing = {"classifier.weight"} if pooling is not None else notes["missing_keys"]
+        model.__dict__[DRAWN] = tuple(sorted({key.rpartition(".")[0] for key in missing}))
     with _refused(name, "tokenizer"), _quiet():
         tokenizer = AutoTokenizer.from_pretrained(
             place.tokenizer, revision=commit or "main", trust_remote_code=False

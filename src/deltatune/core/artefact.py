@@ -122,7 +122,7 @@ def save(
 
     Raises:
         ArtefactError: the folder exists already and `overwrite` is False, it holds anything but an
-            artefact, or it cannot be written.
+            artefact, it cannot be written, or a tensor holds values that are not finite.
         ConfigurationError: the facts are not what JSON can hold.
         StateError: the delta trained the backbone in place and is detached.
     """
@@ -165,6 +165,7 @@ def _write(delta: Delta, slot: int, facts: dict[str, Any], part: Path) -> None:
         name: value.cpu().contiguous().clone()
         for name, value in stored_tensors(delta, slot).items()
     }
+    _check_finite(tensors, f"{delta.name} cannot be saved")
     save_file(tensors, part / _TENSORS)
     content = Artefact(
         method=str(Expression(tuple(method.stored() for method in delta.expressions[slot]))),
@@ -280,7 +281,16 @@ def _tensors(folder: Path, artefact: Artefact, leaves: Mapping[str, Leaf]) -> di
             raise ArtefactError(
                 f"{folder / _TENSORS}: {name} is {value.dtype}, which it cannot be."
             )
+    _check_finite(tensors, f"{folder} cannot be loaded")
     return tensors
+
+
+def _check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ArtefactError(
+                f"{what}: {name} holds values that are not finite. Train it anew, at a lower rate."
+            )
 
 
 def _signed(content: Artefact) -> str:

@@ -6,6 +6,7 @@ leaves the model as it was found when it is detached.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -16,7 +17,7 @@ from deltatune.core.bank import Bank
 from deltatune.core.chain import Link
 from deltatune.core.errors import ConfigurationError, StateError
 from deltatune.core.grammar import Expression
-from deltatune.core.host import Host, host_of
+from deltatune.core.host import DRAWN, Host, host_of
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.layout import Part, layout
 from deltatune.core.merging import Kept, merge, unmerge
@@ -356,7 +357,21 @@ def attach(
             delta.detach()
         host.sweep()
         raise
+    _warn_of_drawn(model)
     return delta
+
+
+def _warn_of_drawn(model: nn.Module) -> None:
+    """Warns of modules that were drawn at random and that no delta trains."""
+    trained = {link.site.path for delta in deltas_of(model) for link in delta.links}
+    control = any(isinstance(delta.bank, InPlaceBank) for delta in deltas_of(model))
+    lost = [path for path in model.__dict__.get(DRAWN, ()) if path not in trained]
+    if lost and not control:
+        warnings.warn(
+            f"{', '.join(lost)} was drawn at random, because the checkpoint has none, and no delta "
+            "trains it. Add a head of your own: `+ head(labels=...)`.",
+            stacklevel=4,
+        )
 
 
 def deltas_of(model: nn.Module) -> tuple[Delta, ...]:

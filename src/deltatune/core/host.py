@@ -19,9 +19,10 @@ from deltatune.core.errors import ConfigurationError
 if TYPE_CHECKING:
     from deltatune.core.delta import Delta
 
-__all__ = ["Host", "host_of"]
+__all__ = ["DRAWN", "Host", "host_of"]
 
 _KEY = "_deltatune"
+DRAWN = "_deltatune_drawn"  # on a model: paths of modules that its checkpoint did not hold
 
 
 class Host:
