@@ -34,6 +34,8 @@ class Plain:
     targets: tuple[str, ...] = ("yes",)
     texts: tuple[str, ...] = ()
     label: int | float | None = 0
+    continues: bool = False
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 def _plain(text: str, label: int | float | None = 0) -> Plain:

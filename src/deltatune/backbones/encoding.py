@@ -1,7 +1,8 @@
 """Text to token ids, once, for the three forms of backbone; and rows to padded batches.
 
 Forms: `encoder_decoder` (source in, target out), `decoder` (source, cue and target in one sequence,
-loss on the target alone) and `encoder` (one or two segments, a class index or a value as the
+loss on the target alone; no cue where the target continues the source, and the tokenizer's own chat
+template for conversations) and `encoder` (one or two segments, a class index or a value as the
 label). What is longer than the limit is cut at its end and counted; `Encoding.warning` says so in a
 line.
 """
@@ -15,6 +16,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from deltatune.backbones.conversation import conversation_ids
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 
 __all__ = [
@@ -60,6 +62,14 @@ class Encodable(Protocol):
     @property
     def label(self) -> int | float | None:
         """Class index or value."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether the target goes on where the source ends: a decoder gets no cue."""
+
+    @property
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """(role, content) of each turn of a conversation, the answer last; else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +172,7 @@ def encode(
         )
         return Encoding(labelled, cut, 0, maximum_source, maximum_target)
     prompts = encode_prompts(examples, tokenizer, form, maximum_source=maximum_source)
-    targets, targets_cut = _targets(
-        [example.targets[0] for example in examples], tokenizer, form, maximum_target
-    )
+    targets, targets_cut = _targets(examples, tokenizer, form, maximum_target)
     make = _joined if form == "decoder" else _separate
     joined = tuple(make(row, target) for row, target in zip(prompts, targets, strict=True))
     return Encoding(joined, prompts.sources_truncated, targets_cut, maximum_source, maximum_target)
@@ -178,13 +186,29 @@ def encode_prompts(
         rows, cut = _segments(examples, tokenizer, maximum_source)
         return Encoding(rows, cut, 0, maximum_source, 0)
     sources = [example.source for example in examples]
+    if _by_template(examples, tokenizer, form):
+        asked = [conversation_ids(example.turns, tokenizer)[0] for example in examples]
+        # What was said last is kept, and the opening of the answer.
+        rows = tuple(Row(ids[-maximum_source:], None) for ids in asked)
+        cut = sum(len(ids) > maximum_source for ids in asked)
+        return Encoding(rows, cut, 0, maximum_source, 0)
     cue: tuple[int, ...] = ()
-    if form == "decoder":
+    if form == "decoder" and not _continues(examples):
         cue = _plain(tokenizer, DECODER_CUE)
     rows, cut = _bounded(sources, tokenizer, maximum_source - len(cue))
-    if cue:
+    if form == "decoder":
         rows = tuple(Row((*_open_ended(row, tokenizer), *cue), None) for row in rows)
     return Encoding(rows, cut, 0, maximum_source, 0)
+
+
+def _continues(examples: Sequence[Encodable]) -> bool:
+    return any(example.continues for example in examples)
+
+
+def _by_template(examples: Sequence[Encodable], tokenizer: Any, form: Form) -> bool:
+    """Whether these are conversations for the tokenizer's own chat template."""
+    turns = any(example.turns for example in examples)
+    return form == "decoder" and turns and bool(getattr(tokenizer, "chat_template", None))
 
 
 def _open_ended(row: Row, tokenizer: Any) -> tuple[int, ...]:
@@ -206,7 +230,9 @@ def _plain(tokenizer: Any, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def target_ids(tokenizer: Any, form: Form, target: str) -> tuple[int, ...]:
+def target_ids(
+    tokenizer: Any, form: Form, target: str, *, continues: bool = False
+) -> tuple[int, ...]:
     """Returns the ids of a target as the form is trained on it, end token included."""
     end = tokenizer.eos_token_id
     if end is None:
@@ -214,15 +240,23 @@ def target_ids(tokenizer: Any, form: Form, target: str) -> tuple[int, ...]:
             "The tokenizer has no end token (eos_token), so a generated answer could not end. Set "
             "one."
         )
-    text = f" {target}" if form == "decoder" else target
+    text = f" {target}" if form == "decoder" and not continues else target
     return (*_plain(tokenizer, text), end)
 
 
 def _targets(
-    targets: Sequence[str], tokenizer: Any, form: Form, maximum: int
+    examples: Sequence[Encodable], tokenizer: Any, form: Form, maximum: int
 ) -> tuple[list[tuple[int, ...]], int]:
-    by_text = {target: target_ids(tokenizer, form, target) for target in dict.fromkeys(targets)}
-    whole = [by_text[target] for target in targets]
+    if _by_template(examples, tokenizer, form):
+        whole = [conversation_ids(example.turns, tokenizer)[1] for example in examples]
+    else:
+        targets = [example.targets[0] for example in examples]
+        goes_on = _continues(examples)
+        by_text = {
+            target: target_ids(tokenizer, form, target, continues=goes_on)
+            for target in dict.fromkeys(targets)
+        }
+        whole = [by_text[target] for target in targets]
     cut = sum(len(ids) > maximum for ids in whole)
     # The end token stays, so that the model learns to end where its room does.
     return [ids if len(ids) <= maximum else (*ids[: maximum - 1], ids[-1]) for ids in whole], cut

@@ -60,6 +60,8 @@ class Example:
         texts: one or two segments for an encoder; empty if the task has no such form.
         label: class index, or the value of a regression; None if the task has no such form.
         identity: 16 hexadecimal digits, a hash of all of the above.
+        continues: whether the target goes on where the source ends, with nothing between them.
+        turns: (role, content) of each turn of a conversation, the answer last; else empty.
     """
 
     source: str
@@ -67,6 +69,8 @@ class Example:
     texts: tuple[str, ...]
     label: int | float | None
     identity: str
+    continues: bool = False
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from deltatune.tasks.specification import (
 )
 from deltatune.tasks.templates import render, variables
 from deltatune.tasks.text import digest, fraction
+from deltatune.tasks.turns import read_turns
 
 if TYPE_CHECKING:
     from deltatune.tasks.sources import Source
@@ -54,6 +55,10 @@ class Task(Record):
             another order than that of `labels`; the same words.
         splits: how the protocol "faithful" cuts.
         drop_empty: whether rows whose input is empty are left out.
+        continues: whether the target goes on where the input ends, so that a decoder gets no cue
+            between them.
+        turns: field that holds a conversation, a list of turns with `role` and `content`; its last
+            turn is the answer, and a tokenizer's own chat template takes the place of `template`.
         lengths: sizes in tokens.
         notes: to be shown beside every score.
     """
@@ -75,6 +80,8 @@ class Task(Record):
     source_labels: tuple[str, ...] = ()
     splits: SplitRule | None = None
     drop_empty: bool = False
+    continues: bool = False
+    turns: str | None = None
     lengths: Lengths = Lengths()
     notes: tuple[str, ...] = ()
 
@@ -92,8 +99,9 @@ class Task(Record):
             for name in variables(template):
                 if name not in known:
                     raise UnknownNameError("field", name, known)
-        if self.label is not None and self.label not in known:
-            raise UnknownNameError("field", self.label, known)
+        for field in (self.label, self.turns):
+            if field is not None and field not in known:
+                raise UnknownNameError("field", field, known)
         self._check_kind()
         return self
 
@@ -119,7 +127,9 @@ class Task(Record):
     def digest(self) -> str:
         """A hash of everything in the record that can change a score; the rows have their own."""
         unrelated = {"title", "provenance", "source", "notes"}
-        return digest(self.model_dump(mode="json", exclude=unrelated))
+        # Fields younger than some records count only where they are set.
+        unset = {name for name in ("continues", "turns") if not getattr(self, name)}
+        return digest(self.model_dump(mode="json", exclude=unrelated | unset))
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -149,6 +159,7 @@ class Task(Record):
                 line.
         """
         values = self._values(row)
+        turns = () if self.turns is None else read_turns(values[self.turns], row.where)
         source = render(self.template, values, row.where)
         texts = tuple(render(text, values, row.where) for text in self.texts)
         label: int | float | None = None
@@ -158,7 +169,8 @@ class Task(Record):
             targets: tuple[str, ...] = (self.labels[int(label or 0)],)
         else:
             targets = (render(self.target or "", values, row.where),)
-        return Example(source, targets, texts, label, digest(source, targets, texts, label))
+        identity = digest(source, targets, texts, label)
+        return Example(source, targets, texts, label, identity, self.continues, turns)
 
     def _values(self, row: Row) -> Mapping[str, Any]:
         for name in self.fields:

@@ -14,6 +14,7 @@ from deltatune.tasks.example import Row, SplitName, Tables
 from deltatune.tasks.sources.reading import file_format, read_rows, sha256
 from deltatune.tasks.specification import FilesSpecification, Lengths, Provenance
 from deltatune.tasks.text import digest
+from deltatune.tasks.turns import TARGET, TEMPLATE
 
 if TYPE_CHECKING:
     from deltatune.tasks.task import Task
@@ -45,6 +46,7 @@ _LABELS = (
     "answer", "rating", "stars", "score",
 )  # fmt: skip
 _MOST_LABELS = 1000
+_ANSWER_LENGTHS = Lengths(source=512, target=256)
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,13 @@ def task_from_files(
     text: str | Sequence[str] | None = None,
     label: str | None = None,
     labels: Sequence[str] | None = None,
-    metric: str = "ACC",
+    metric: str | None = None,
     name: str | None = None,
 ) -> Task:
-    """Returns a classification task over the user's files.
+    """Returns a task over the user's files.
+
+    With the columns `prompt` and `completion`, or with `messages` (a list of turns with `role` and
+    `content`), the task is to write the completion, or the last turn; else it is classification.
 
     Args:
         path: one file (cut 80/10/10 by a hash of each row's text) or a folder with train, and
@@ -138,41 +143,72 @@ def task_from_files(
         text: column of the text, or two columns for a pair. None finds it by its name.
         label: column of the label, strings or whole numbers. None finds it by its name.
         labels: the label words in the order of the classes. None takes those found, sorted.
-        metric: a name of `metrics.METRICS`.
+        metric: a name of `metrics.METRICS`; None takes ACC for classes and Rouge-L for texts.
         name: the task's name. None takes that of the file or folder.
 
     Raises:
         DataError: a file cannot be read, a column is not there or cannot be told, a label is
             missing, or the labels look like anything but classes.
     """
-    from deltatune.tasks.task import Task
-
     path = Path(path)
     paths = FilesSource(FilesSpecification(path=str(path))).paths()
     rows = [row for file in paths.values() for row in read_rows(file)]
     columns = list(rows[0].values)
+    name = name or re.sub(r"[^a-z0-9_\-]+", "_", path.name.lower().split(".")[0]).lstrip("_-")
+    if text is None and label is None:
+        form = next((form for form in _WRITTEN if set(form["fields"]) <= set(columns)), None)
+        if form is not None:
+            return _task(name, path, kind="generation", metric=metric or "Rouge-L", **form)
     label_column = _label_column(columns, label, path)
     text_columns = _text_columns(columns, text, label_column, path)
     fields = ("text",) if len(text_columns) == 1 else ("text_1", "text_2")
     template = " [SEP] ".join(f"{{{{ {field} | strip }}}}" for field in fields)
-    return Task(
-        name=name or re.sub(r"[^a-z0-9_\-]+", "_", path.name.lower().split(".")[0]).lstrip("_-"),
-        version=1,
-        title=path.name,
+    return _task(
+        name,
+        path,
+        dict(zip((*fields, "label"), (*text_columns, label_column), strict=True)),
         kind="classification",
-        metric=metric,
-        provenance=Provenance(category="User", paper="the user's own files", licence="not stated"),
-        source=FilesSpecification(
-            path=str(path.absolute()),
-            columns=dict(zip((*fields, "label"), (*text_columns, label_column), strict=True)),
-        ),
+        metric=metric or "ACC",
         fields=(*fields, "label"),
         template=template,
         texts=tuple(f"{{{{ {field} | strip }}}}" for field in fields),
         label="label",
         labels=tuple(labels) if labels else _labels_found(rows, label_column, path),
-        drop_empty=True,
         lengths=Lengths(),
+    )
+
+
+# What is written rather than chosen, by the columns that tell it.
+_WRITTEN: tuple[dict[str, Any], ...] = (
+    {
+        "fields": ("messages",),
+        "turns": "messages",
+        "template": TEMPLATE,
+        "target": TARGET,
+        "continues": True,
+        "lengths": _ANSWER_LENGTHS,
+    },
+    {
+        "fields": ("prompt", "completion"),
+        "template": "{{ prompt }}",
+        "target": "{{ completion }}",
+        "continues": True,
+        "lengths": _ANSWER_LENGTHS,
+    },
+)
+
+
+def _task(name: str, path: Path, columns: dict[str, str] | None = None, **parts: Any) -> Task:
+    from deltatune.tasks.task import Task
+
+    return Task(
+        name=name,
+        version=1,
+        title=path.name,
+        provenance=Provenance(category="User", paper="the user's own files", licence="not stated"),
+        source=FilesSpecification(path=str(path.absolute()), columns=columns or {}),
+        drop_empty=True,
+        **parts,
     )
 
 
