@@ -107,9 +107,14 @@ class Role:
 
 
 def terms(target: str) -> tuple[str, ...]:
-    """The terms of a target. A regular expression keeps its own bars: it must be the last term."""
+    """The terms of a target. A regular expression keeps its own bars: it must be the last term.
+
+    Raises TargetError if there is none.
+    """
     head, mark, tail = target.partition("re:")
     found = [term.strip() for term in head.split("|") if term.strip()]
+    if not found and not mark:
+        raise TargetError(f"The target {target!r} names nothing. Give a role, as in 'attention.q'.")
     return (*found, mark + tail.strip()) if mark else tuple(found)
 
 
