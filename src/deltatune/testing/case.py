@@ -99,8 +99,9 @@ class Case:
 
     @torch.no_grad()
     def generate(self, model: Any, **kwargs: Any) -> Tensor:
-        """Token ids of four generated tokens, greedy or by beams."""
-        made: Tensor = model.generate(**kwargs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        """Token ids of four generated tokens, greedy unless the arguments say otherwise."""
+        fixed = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+        made: Tensor = model.generate(**{**fixed, **kwargs})
         return made
 
 

@@ -189,18 +189,58 @@ def _refuses_slots(case: Case) -> None:
     raise AssertionError("a control that trains in place took two slots")
 
 
+def law_sampling(case: Case, folder: Path) -> None:
+    """L10: drawn tokens are the same with a cache and without, from one state of the generator."""
+    del folder
+    if not case.kin.generates:
+        return
+    with case.attached() as (model, _):
+        batch = {k: v for k, v in case.kin.batch().items() if k != "decoder_input_ids"}
+        drawn = []
+        for use in (True, False):
+            with torch.random.fork_rng():
+                torch.manual_seed(5)
+                drawn.append(case.generate(model, **batch, do_sample=True, use_cache=use))
+        assert torch.equal(*drawn)
+
+
+def law_kernels(case: Case, folder: Path) -> None:
+    """The kernels of attention agree, where the family has both."""
+    del folder
+    if not case.model()._supports_sdpa:
+        return
+    found = []
+    for kernel in ("sdpa", "eager"):
+        model = case.model()
+        model.set_attn_implementation(kernel)
+        move(api.attach(model, case.expression))
+        found.append(case.logits(model))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
 def law_bfloat16(case: Case, folder: Path) -> None:
     """On a bf16 base the delta acts in bf16, its leaves and their gradients stay fp32."""
     del folder
+    _acts_in(case, torch.bfloat16)
+
+
+def law_float16(case: Case, folder: Path) -> None:
+    """On an fp16 base the delta acts in fp16, its leaves and their gradients stay fp32."""
+    del folder
+    _acts_in(case, torch.float16)
+
+
+def _acts_in(case: Case, dtype: torch.dtype) -> None:
     model = case.model()
-    cast(model, torch.bfloat16)
+    cast(model, dtype)
     delta = api.attach(model, case.expression)
     move(delta)
     logits = case.kin.logits(model, case.kin.batch())
-    assert logits.dtype == torch.bfloat16 and torch.isfinite(logits).all()
-    torch.autograd.backward(logits.float().square().sum())
-    wanted = torch.bfloat16 if case.in_place else torch.float32
-    assert all(row.dtype == wanted for row in delta.bank.slots)
+    assert logits.dtype == dtype and torch.isfinite(logits).all()
+    torch.autograd.backward(logits.float().square().mean())
+    wanted = dtype if case.in_place else torch.float32
+    for row in delta.bank.slots:
+        assert row.dtype == wanted and (row.grad is None or row.grad.isfinite().all())
 
 
 def law_checkpointing(case: Case, folder: Path) -> None:
