@@ -214,7 +214,7 @@ def _extend(
     positions = kwargs.get("position_ids")
     if positions is None and first:  # RoBERTa: it counts what is no padding, which it cannot see
         text = torch.ones(size, length, device=tensor.device) if text is None else text
-        positions = (text.cumsum(1).long() - 1).clamp_min(0) + first
+        positions = ((text.cumsum(1).long() - 1).clamp_min(0) + first)[:, -length:]
     elif positions is None and present is not None and first is not None:
         # The model would count from the cache, where rows without a prompt hold its columns too.
         positions = torch.arange(past, past + length, device=tensor.device).expand(size, -1)
