@@ -139,15 +139,58 @@ def test_peft_counts_a_prompt_twice_on_encoder_decoders() -> None:
     assert trainable(wrapped) == 2 * planned
 
 
-def test_prefix_equals_peft_where_positions_are_shifted() -> None:
-    kin, tokens = FAMILIES["llama"], 3
-    mine, theirs = twins("llama")
+def test_prompt_equals_peft_on_an_encoder_decoder() -> None:
+    kin, tokens = FAMILIES["t5"], 3
+    mine, theirs = twins("t5")
+    delta = api.attach(mine, f"prompt(length={tokens}, start='uniform')")
+    wrapped = virtual(peft.PromptTuningConfig, theirs, "SEQ_2_SEQ_LM", tokens)
+    (both,) = (p for p in wrapped.parameters() if p.requires_grad)
+    with torch.no_grad():  # the first half goes to the encoder, the second is never used
+        both[:tokens].copy_(next(iter(delta.tensors().values())))
+    batch = kin.batch()
+    decoder = batch.pop("decoder_input_ids")
+    logits = mine(**batch, decoder_input_ids=decoder).logits
+    expected = wrapped(**batch, decoder_input_ids=decoder).logits
+    torch.testing.assert_close(logits, expected, **EXACT)
+    logits.square().mean().backward()
+    expected.square().mean().backward()
+    (gradient,) = named_gradients(delta, 0).values()
+    assert both.grad is not None
+    close(gradient, both.grad[:tokens], 1e-6)
+    assert not both.grad[tokens:].any()
+
+
+def test_peft_lets_the_classifier_read_the_prompt() -> None:
+    """BERT's pooler takes the first position: PEFT's prompt, in ours the text's own."""
+    kin, tokens = FAMILIES["bert"], 3
+    mine, theirs = twins("bert")
+    delta = api.attach(mine, f"prompt(length={tokens}, start='uniform')")
+    wrapped = virtual(peft.PromptTuningConfig, theirs, "SEQ_CLS", tokens)
+    (prompt,) = (p for n, p in wrapped.named_parameters() if "prompt_encoder" in n)
+    with torch.no_grad():
+        prompt.copy_(next(iter(delta.tensors().values())))
+    batch = kin.batch()
+    bert = theirs.base_model
+    embedded = torch.cat(
+        [prompt.expand(4, -1, -1), bert.embeddings.word_embeddings(batch["input_ids"])], 1
+    )
+    mask = torch.cat([torch.ones(4, tokens, dtype=torch.long), batch["attention_mask"]], dim=1)
+    states = bert(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
+    logits = {first: theirs.classifier(bert.pooler(states[:, first:])) for first in (0, tokens)}
+    torch.testing.assert_close(wrapped(**batch).logits, logits[0], **EXACT)
+    torch.testing.assert_close(mine(**batch).logits, logits[tokens], **EXACT)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_prefix_equals_peft_where_positions_are_shifted(family: str) -> None:
+    kin, tokens = FAMILIES[family], 3
+    mine, theirs = twins(family)
     delta = api.attach(mine, f"prefix(length={tokens})")
     wrapped = virtual(peft.PrefixTuningConfig, theirs, "CAUSAL_LM", tokens)
     (flat,) = (p for p in wrapped.parameters() if p.requires_grad)
-    leaves = list(delta.tensors().values())  # K and V of each block, as PEFT flattens them
+    leaves = delta.tensors()  # K and V of each block, as PEFT flattens them
     with torch.no_grad():
-        flat.copy_(torch.cat(leaves, dim=1))
+        flat.copy_(torch.cat(list(leaves.values()), dim=1))
     ids = kin.batch()["input_ids"]
     # PEFT's prefix lies in the cache, so that the text stands at positions from `tokens` on and its
     # queries are turned further against the prefix's keys, which are not turned. Ours leaves the
@@ -157,6 +200,25 @@ def test_prefix_equals_peft_where_positions_are_shifted() -> None:
     expected = wrapped(input_ids=ids).logits
     torch.testing.assert_close(logits, expected, **EXACT)
     assert not torch.allclose(mine(input_ids=ids).logits, expected, rtol=1e-3)
+    logits.square().mean().backward()
+    expected.square().mean().backward()
+    found = named_gradients(delta, 0)
+    close(torch.cat([found[name] for name in leaves], dim=1), flat.grad, 1e-6)
+
+
+def test_prefix_equals_peft_on_bert() -> None:
+    kin, tokens = FAMILIES["bert"], 3
+    mine, theirs = twins("bert")
+    delta = api.attach(mine, f"prefix(length={tokens})")
+    wrapped = virtual(peft.PrefixTuningConfig, theirs, "SEQ_CLS", tokens)
+    (flat,) = (p for n, p in wrapped.named_parameters() if "prompt_encoder" in n)
+    with torch.no_grad():
+        flat.copy_(torch.cat(list(delta.tensors().values()), dim=1))
+    batch = kin.batch()
+    # As above: PEFT counts the positions of the text from behind the prefix.
+    shifted = (torch.arange(batch["input_ids"].shape[1]) + tokens)[None]
+    logits = mine(**batch, position_ids=shifted).logits
+    torch.testing.assert_close(logits, wrapped(**batch).logits, **EXACT)
 
 
 def test_peft_reaches_one_stack_of_an_encoder_decoder_with_a_prefix() -> None:
