@@ -22,6 +22,7 @@ from deltatune.core.in_place import InPlaceBank
 from deltatune.core.layout import Part, layout
 from deltatune.core.merging import Kept, merge, unmerge
 from deltatune.core.method import Method
+from deltatune.core.per_thread import PerThread
 from deltatune.core.rows import Rows
 from deltatune.core.seam import SEAMS
 from deltatune.core.select import Form
@@ -57,14 +58,14 @@ class Delta(nn.Module):
         self.parts = tuple(parts)
         self.seeds = tuple(seeds)
         self.name = str(expressions[0])
-        self.enabled = True
+        self._enabled = PerThread(True)
         self.merged_slot: int | None = None
         self.__dict__["kept_weights"] = {}
         self.attached = False
         self.saved: dict[int, tuple[str, str]] = {}
         self.step = 0
         self.keyed = False
-        self._route: Rows | None = None
+        self._route: PerThread[Rows | None] = PerThread(None)
         self._seen: tuple[object, ...] | None = None
         device = next(host.model.parameters()).device
         leaves = {name: leaf for part in parts for name, leaf in part.leaves.items()}
@@ -114,7 +115,13 @@ class Delta(nn.Module):
     @property
     def routed(self) -> tuple[int | None, ...] | None:
         """The slot of each row within a `route`; None outside of one."""
-        return None if self._route is None else self._route.slots
+        route = self._route.get()
+        return None if route is None else route.slots
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it is switched on for this thread."""
+        return self._enabled.get()
 
     @property
     def slots(self) -> int:
@@ -129,8 +136,9 @@ class Delta(nn.Module):
     @property
     def rows(self) -> Rows:
         """The slot of each row of the batch."""
-        if self._route is not None:
-            return self._route
+        route = self._route.get()
+        if route is not None:
+            return route
         if self.slots == 1:
             return _ALONE
         raise StateError(
@@ -160,7 +168,7 @@ class Delta(nn.Module):
 
     @property
     def _condition(self) -> tuple[object, ...]:
-        return self._route, self.enabled, self.merged, self.dropping, self.step
+        return self._route.get(), self.enabled, self.merged, self.dropping, self.step
 
     def advance(self) -> None:
         """An outermost forward begins. Counts training steps, unless a training loop sets them."""
@@ -170,8 +178,8 @@ class Delta(nn.Module):
 
     @contextmanager
     def route(self, rows: Sequence[int | None]) -> Iterator[None]:
-        """Within it, row i of every batch uses slot `rows[i]`; None leaves the row to the backbone
-        alone.
+        """Within it, row i of this thread's batches uses slot `rows[i]`; None leaves the row to the
+        backbone alone.
 
         Beams and flattened tokens follow their row. Raises ConfigurationError for a slot that is
         not there.
@@ -179,15 +187,13 @@ class Delta(nn.Module):
         for slot in rows:
             if slot is not None:
                 self._check_slot(slot)
-        before, self._route = self._route, Rows(tuple(rows))
-        try:
+        with self._route.set(Rows(tuple(rows))):
             yield
-        finally:
-            self._route = before
 
     @contextmanager
     def active(self, on: bool = True) -> Iterator[None]:
-        """Within it the delta acts (or, with `on=False`, does not); then it is as it was before.
+        """Within it the delta acts for this thread (or, with `on=False`, does not); then it is as
+        it was before.
 
         Raises StateError where it cannot be switched off: it is merged, or trains in place.
         """
@@ -199,12 +205,8 @@ class Delta(nn.Module):
             raise StateError(
                 f"{self.name} is merged into the weights, where it always acts. Unmerge it first."
             )
-        before = self.enabled
-        self.enabled = on
-        try:
+        with self._enabled.set(on):
             yield
-        finally:
-            self.enabled = before
 
     def freeze(self, slot: int | None = None, *, frozen: bool = True) -> None:
         """Takes one slot, or all of them, out of training, or with `frozen=False` back into it.

@@ -6,11 +6,14 @@ it is gone when the last delta is detached, with every flag as it was found.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from deltatune.core.chain import Chain, Inner
@@ -37,8 +40,17 @@ class Host:
         self.flags = {name: p.requires_grad for name, p in model.named_parameters()}
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        self.lock = threading.RLock()
         model.__dict__[_KEY] = self
-        self.chain(model).arounds.append(_Opening(self))
+        for entrance in self.entrances:
+            self.chain(entrance).arounds.append(_Opening(self))
+
+    @property
+    def entrances(self) -> list[nn.Module]:
+        """Where a forward begins: the model, and the encoder that `generate` calls alone."""
+        encoder = getattr(self.model, "get_encoder", None)
+        both = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        return [self.model, encoder()] if both and encoder is not None else [self.model]
 
     def chain(self, module: nn.Module) -> Chain:
         """The chain of a module, installed if there is none yet."""
@@ -54,14 +66,23 @@ class Host:
             for parameter_name, flag in self.flags.items():
                 self.model.get_parameter(parameter_name).requires_grad_(flag)
             self.model.__dict__.pop(_KEY, None)
-            self.chain(self.model).arounds.clear()
+            for entrance in self.entrances:
+                chain = self.chain(entrance)
+                chain.arounds = [a for a in chain.arounds if not isinstance(a, _Opening)]
         for chain in [chain for chain in self.chains if chain.unused]:
             chain.remove()
             self.chains.remove(chain)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """The outermost call of the model: every bank is joined and split once within it."""
+        """The outermost call of the model: every bank is joined and split once within it.
+
+        A forward keeps notes on what it does, so threads take turns; compiled code is not one.
+        """
+        with contextlib.nullcontext() if torch.compiler.is_compiling() else self.lock:
+            yield from self._opened()
+
+    def _opened(self) -> Iterator[None]:
         if self.depth == 0:
             for delta in self.deltas:
                 delta.bank.open()
@@ -79,7 +100,11 @@ class Host:
                     delta.bank.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "depth": 0}
+        return {k: v for k, v in self.__dict__.items() if k != "lock"} | {"depth": 0}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.lock = threading.RLock()
 
 
 @dataclass
