@@ -261,9 +261,13 @@ def _train(
 
 
 def _settings(cell: Cell) -> Settings:
-    if cell.settings.learning_rate is not None:
-        return cell.settings
-    return cell.settings.model_copy(update={"learning_rate": preset(cell.method)})
+    """The cell's settings; its seed, on top of theirs, orders the rows and keys dropout too."""
+    rate = cell.settings.learning_rate
+    known = {
+        "learning_rate": preset(cell.method) if rate is None else rate,
+        "seed": cell.settings.seed + cell.seed,
+    }
+    return cell.settings.model_copy(update=known)
 
 
 def _kept_scores(result: Result) -> dict[str, float]:
