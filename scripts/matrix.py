@@ -79,13 +79,15 @@ def _page(table: dict[str, dict[str, str]], refusals: dict[str, int]) -> str:
     rows = [f"| `{method}` | {' | '.join(row.values())} |" for method, row in table.items()]
     notes = [f"[{number}] {sentence}" for sentence, number in refusals.items()]
     named = ", ".join(law.__name__.removeprefix("law_") for law in laws())
+    shared = " and ".join(family.name for family in FAMILIES.values() if family.shares)
     head = f"| method | {' | '.join(FAMILIES)} |"
     return "\n".join(
         [
             "# Conformance",
             "",
             f"Laws that hold, of {count} ({named}), for every method on every family in miniature.",
-            "Made by `make matrix`.",
+            f"In {shared} something is computed once for all rows of a batch; `slots` accepts "
+            "there that a site refuses several slots in one batch. Made by `make matrix`.",
             "",
             head,
             "|" + "---|" * (len(FAMILIES) + 1),
