@@ -95,7 +95,8 @@ def test_rows_lie_in_one_buffer_and_are_joined_without_a_copy() -> None:
     assert bank.joined(range(3)).data_ptr() == bank.slots[0].data_ptr()
     bank.slots[1].data = bank.slots[1].data.clone()
     assert torch.equal(bank.joined(range(3)), torch.stack(list(bank.slots)))
-    assert bank.joined(range(3)).data_ptr() == bank.slots[0].data_ptr()  # laid together again
+    for again in (moved(bank), copy.deepcopy(bank)):  # these lay them together again
+        assert again.joined(range(3)).data_ptr() == again.slots[0].data_ptr()
 
 
 def test_a_slot_that_no_row_uses_gets_no_gradient() -> None:

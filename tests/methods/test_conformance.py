@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from deltatune.testing.compiled_laws import law_compiled
 from deltatune.testing.families import FAMILIES
 from deltatune.testing.methods import Case, Law, laws
 
@@ -36,6 +37,12 @@ def named(case: Case) -> str:
 @pytest.mark.parametrize("case", [case for case in CASES if not case.lacks], ids=named)
 def test_law(case: Case, law: Law, tmp_path: Path) -> None:
     law(case, tmp_path)
+
+
+# One of every face; `make matrix` holds every method on every family to this law.
+@pytest.mark.parametrize("method", ["lora", "adapter", "bitfit", "prompt", "prefix"])
+def test_one_graph_compiled_before_the_delta_came(method: str, tmp_path: Path) -> None:
+    law_compiled(Case(method, "bert"), tmp_path)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.lacks], ids=named)

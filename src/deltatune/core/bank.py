@@ -2,21 +2,21 @@
 
 Row k is one flat fp32 `Parameter` that holds all trained leaves of slot k, so that swapping,
 saving, freezing, clipping and the optimiser act on one tensor. The rows lie in one buffer [K, n]; a
-forward joins them without a copy and splits them once. Correctness never depends on the shared
-buffer: after `.to`, `deepcopy`, pickling or loading the rows may lie apart, and are laid together
-again at the next forward.
+forward joins them without a copy and splits them once. They are laid together again after `.to`,
+`deepcopy` and pickling; correctness never depends on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from deltatune.core.errors import StateError
 from deltatune.core.leaf import Leaf, draw
+from deltatune.core.whole import overwrite, whole
 
 __all__ = ["Bank"]
 
@@ -84,28 +84,32 @@ class Bank(nn.Module):
     @torch.no_grad()
     def write(self, slot: int, values: Mapping[str, Tensor]) -> None:
         """Sets the leaves of one slot; every leaf must be there, in its shape."""
-        start = 0
         row = self.slots[slot]
-        for (name, shape), size in zip(self.trained.items(), self.sizes, strict=True):
-            row[start : start + size].copy_(values[name].reshape(shape).flatten())
-            start += size
+        flat = [values[name].reshape(shape).flatten() for name, shape in self.trained.items()]
+        overwrite(row, torch.cat([piece.to(row.device, row.dtype) for piece in flat]))
         for name, attribute in self.fixed.items():
             getattr(self, attribute)[slot].copy_(values[name])
 
     def read(self, slot: int) -> dict[str, Tensor]:
         """The leaves of one slot, as views of its row; with the graph, where gradients are on."""
-        pieces = torch.split(self.slots[slot], self.sizes)
+        pieces = torch.split(whole(self.slots[slot]), self.sizes)
         values = {
             name: piece.view(shape)
             for (name, shape), piece in zip(self.trained.items(), pieces, strict=True)
         }
         return values | {name: getattr(self, at)[slot] for name, at in self.fixed.items()}
 
-    def pack(self) -> None:
+    def _pack(self) -> None:
         """Lays the rows together in one buffer."""
         buffer = torch.stack([row.detach() for row in self.slots])
         for row, place in zip(self.slots, buffer.unbind(0), strict=True):
             row.data = place
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves or casts the bank, as `nn.Module` does, and lays its rows together again."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._pack()
+        return self
 
     def joined(self, used: Collection[int | None]) -> Tensor:
         """All rows, [K, n]. Those not in `used` get no gradient: no optimiser moves them."""
@@ -113,11 +117,10 @@ class Bank(nn.Module):
         if len(rows) == 1:
             alone: Tensor = rows[0].unsqueeze(0)
             return alone
-        if torch.compiler.is_compiling():  # checks of storages and versions would break the graph
+        # Where a compiler looks on, checks of storages and versions would break the graph; the rows
+        # of a sharded bank lie where FSDP has gathered them.
+        if torch.compiler.is_compiling() or not _adjacent(list(self.slots)):
             return torch.stack(rows)
-        if not _adjacent(list(self.slots)):
-            self.pack()
-            return self.joined(used)
         first = rows[0].detach()
         buffer = first.as_strided((len(rows), len(first)), (len(first), 1), first.storage_offset())
         joined: Tensor = _Join.apply(buffer, *rows)  # type: ignore[no-untyped-call]
@@ -155,6 +158,10 @@ class Bank(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # What is opened belongs to a forward under way and cannot be copied with its graph.
         return {**self.__dict__, "_opened": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._pack()
 
 
 def _adjacent(rows: Sequence[Tensor]) -> bool:

@@ -180,7 +180,10 @@ class Chain:
         """Puts back the forward that was there, also below a wrapper that came later."""
         for slot in ("_old_forward", "forward"):
             if self.module.__dict__.get(slot) is self:
-                if self.previous is None:
+                if self.previous is None and slot == "_old_forward":  # a wrapper calls this
+                    own = types.MethodType(type(self.module).forward, self.module)
+                    self.module.__dict__[slot] = own
+                elif self.previous is None:
                     del self.module.__dict__[slot]
                 else:
                     self.module.__dict__[slot] = self.previous

@@ -8,13 +8,16 @@ of any tensor is seen. The hash detects mistakes; it does not resist an adversar
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 import xxhash
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from deltatune.core.whole import whole_parameter
 
 __all__ = ["Fingerprint", "digest", "fingerprint"]
 
@@ -79,50 +82,67 @@ def fingerprint(
         originals: frozen values of tensors that hold a merged delta just now, by name.
         excluded: paths of modules to leave out.
     """
-    tensors = list(_tensors(model, originals or {}, tuple(excluded)))
+    held = _held(model, excluded)
     architecture = xxhash.xxh3_128()
-    for name, tensor in tensors:
+    for name, tensor in held.items():
         architecture.update(f"{name}:{tuple(tensor.shape)};".encode())
     config = getattr(model, "config", None)
-    meta = any(tensor.is_meta for _, tensor in tensors)
+    weights, weights_bf16 = _digests(model, held, originals or {})
     return Fingerprint(
-        kind=type(model).__name__,
+        kind=_kind(model),
         name=str(getattr(config, "_name_or_path", "") or ""),
         revision=getattr(config, "_commit_hash", None),
-        parameters=sum(tensor.numel() for tensor in {id(t): t for _, t in tensors}.values()),
+        parameters=sum(tensor.numel() for tensor in {id(t): t for t in held.values()}.values()),
         architecture=architecture.hexdigest(),
-        dtype=", ".join(sorted({str(t.dtype).removeprefix("torch.") for _, t in tensors})),
-        weights=None if meta else _digest(tensors, None),
-        weights_bf16=None if meta else _digest(tensors, torch.bfloat16),
+        dtype=", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in held.values()})),
+        weights=weights,
+        weights_bf16=weights_bf16,
         excluded=tuple(sorted(excluded)),
     )
 
 
-def _tensors(
-    model: nn.Module, originals: Mapping[str, Tensor], excluded: tuple[str, ...]
-) -> Iterator[tuple[str, Tensor]]:
+def _kind(model: nn.Module) -> str:
+    """The class of a model; that of a sharded one is made on the spot, over its own."""
+    kind = type(model)
+    return (kind.__mro__[2] if issubclass(kind, FSDPModule) else kind).__name__
+
+
+def _held(model: nn.Module, excluded: Collection[str]) -> dict[str, Tensor]:
+    """The tensors of a model by name, as they lie: sharded or offloaded ones too."""
     state = model.state_dict(keep_vars=True)
-    for name in sorted(state):
-        if not any(name.startswith(f"{path}.") for path in excluded):
-            yield name, originals.get(name, state[name])
+    left_out = tuple(f"{path}." for path in excluded)
+    return {name: state[name] for name in sorted(state) if not name.startswith(left_out)}
+
+
+def _digests(
+    model: nn.Module, held: Mapping[str, Tensor], originals: Mapping[str, Tensor]
+) -> tuple[str | None, str | None]:
+    """The digests of the values, one at a time in full: in their own dtype, and cast to bf16."""
+    found = xxhash.xxh3_128(), xxhash.xxh3_128()
+    seen: dict[int, tuple[str, str]] = {}  # what is tied is read once
+    for name, tensor in held.items():
+        if id(tensor) not in seen:
+            path, _, own = name.rpartition(".")
+            value = originals.get(name, whole_parameter(model.get_submodule(path), own))
+            value = tensor if value is None else value  # a state dict may hold what no module does
+            if value.is_meta:
+                return None, None
+            narrow = value.to(torch.bfloat16) if value.is_floating_point() else value
+            seen[id(tensor)] = _content(value), _content(narrow)
+        for hashed, content in zip(found, seen[id(tensor)], strict=True):
+            hashed.update(f"{name}:{content};".encode())
+    return found[0].hexdigest(), found[1].hexdigest()
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """xxh3-128 of named tensors: names, shapes, dtypes and every byte."""
-    return _digest(list(tensors.items()), None)
-
-
-def _digest(tensors: list[tuple[str, Tensor]], dtype: torch.dtype | None) -> str:
-    found, seen = xxhash.xxh3_128(), set[tuple[int, tuple[int, ...]]]()
-    for name, tensor in tensors:
-        key = (tensor.data_ptr(), tuple(tensor.shape))
-        cast = tensor.detach()
-        if dtype is not None and cast.is_floating_point():
-            cast = cast.to(dtype)
-        found.update(f"{name}:{tuple(cast.shape)}:{cast.dtype};".encode())
-        if key in seen:
-            continue
-        seen.add(key)
-        content: Any = cast.cpu().contiguous().flatten().view(torch.uint8).numpy()
-        found.update(content)
+    found = xxhash.xxh3_128()
+    for name, tensor in tensors.items():
+        found.update(f"{name}:{_content(tensor)};".encode())
     return found.hexdigest()
+
+
+def _content(tensor: Tensor) -> str:
+    """Shape, dtype and digest of every byte."""
+    held: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return f"{tuple(tensor.shape)}:{tensor.dtype}:{xxhash.xxh3_128_hexdigest(held)}"

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from deltatune.core.errors import StateError
 from deltatune.core.leaf import Leaf, zeros
 
 __all__ = ["InPlaceBank", "in_place_leaves"]
@@ -35,6 +36,7 @@ class InPlaceBank(nn.Module):
 
     def __init__(self, model: nn.Module, key: str) -> None:
         super().__init__()
+        self.__dict__["model"] = model  # no child of its own
         self.names = [f"{key}/{name}" for name, _ in model.named_parameters()]
         self.slots = nn.ParameterList(parameter for _, parameter in model.named_parameters())
         self.before = [parameter.detach().clone() for parameter in self.slots]
@@ -70,7 +72,13 @@ class InPlaceBank(nn.Module):
             parameter.grad = None
 
     def open(self) -> None:
-        """Nothing to join."""
+        """Nothing to join. Raises StateError if the model has other parameters by now."""
+        model: nn.Module = self.__dict__["model"]
+        if next(model.parameters()) is not self.slots[0]:
+            raise StateError(
+                "The backbone's parameters were replaced after `full` was attached (by sharding, "
+                "say), which would train the old ones. Attach it afterwards."
+            )
 
     def close(self) -> None:
         """Nothing was opened."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deltatune.core.errors import StateError, UnsupportedError
 from deltatune.core.site import keep, release
+from deltatune.core.whole import is_apart
 
 if TYPE_CHECKING:
     from deltatune.core.delta import Delta
@@ -93,6 +94,11 @@ def _check(delta: Delta) -> None:
             raise UnsupportedError(
                 f"{link.method.name} acts on activations, so it cannot be written into "
                 "weights. Keep it attached."
+            )
+        if is_apart(link.site.module):
+            raise UnsupportedError(
+                f"{link.site.path} is sharded, offloaded or without weights, so that {delta.name} "
+                "cannot be written into it. Merge into a model that is loaded as a whole."
             )
         for name in link.touched:
             parameter = link.site.parameters.get(name)

@@ -107,8 +107,7 @@ class _Copy:
 
     def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
         del random
-        value = self.site.frozen(self.parameter)
-        assert value is not None
+        value = self.site.value(self.parameter)
         if value.is_meta:
             return torch.zeros(shape)
         return wide(value.detach()).clone()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from deltatune.core.storage import storage_of
+from deltatune.core.whole import whole_parameter
 
 __all__ = ["ATTENTIONS", "Place", "Site", "keep", "originals", "release"]
 
@@ -93,18 +94,26 @@ class Site:
         return self.module._parameters
 
     def frozen(self, name: str) -> Tensor | None:
-        """The backbone's own value of a parameter, also while a delta is merged into it."""
+        """The backbone's own value of a parameter, also while a delta is merged into it.
+
+        For use within a forward: outside of one it may be a shard, or on the `meta` device.
+        """
         held: Mapping[str, Tensor] = self.module.__dict__.get(_FROZEN, {})
         return held.get(name, self.module._parameters.get(name))
+
+    def value(self, name: str) -> Tensor:
+        """The backbone's own value of a parameter in full, for initial values."""
+        held: Mapping[str, Tensor] = self.module.__dict__.get(_FROZEN, {})
+        value = held.get(name, whole_parameter(self.module, name))
+        assert value is not None
+        return value
 
     def weight(self) -> Tensor:
         """The frozen weight, (outputs, inputs), whatever the module stores; the slice of a fused
         one.
         """
-        weight = self.module._parameters["weight"]
-        assert weight is not None
-        whole = storage_of(self.module).view(weight)
-        return whole if self.rows is None else whole[slice(*self.rows)]
+        weight = storage_of(self.module).view(self.value("weight"))
+        return weight if self.rows is None else weight[slice(*self.rows)]
 
 
 def keep(module: nn.Module, name: str, value: Tensor) -> None:

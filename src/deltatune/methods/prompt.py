@@ -18,6 +18,7 @@ from deltatune.core.errors import ConfigurationError
 from deltatune.core.leaf import Leaf, given, uniform
 from deltatune.core.method import Category, Leaves, Method, register
 from deltatune.core.site import Site
+from deltatune.core.whole import first_parameter
 
 
 @register("prompt")
@@ -60,7 +61,7 @@ class _FromVocabulary:
     def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
         assert self.site.entry is not None
         embedding = self.site.entry[1]
-        table = next(embedding.parameters())
+        table = first_parameter(embedding)
         drawn = torch.randint(table.shape[0], shape[:1], generator=random).to(table.device)
         if table.is_meta:
             return torch.zeros(shape)

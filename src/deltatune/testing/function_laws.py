@@ -254,7 +254,7 @@ def law_checkpointing(case: Case, folder: Path) -> None:
                 model.activation_checkpointing_enable({"use_reentrant": reentrant})
                 model.train()
             if reentrant:  # this kind sees no gradient where no input of a block asks for one
-                model.enable_input_require_grads()
+                model.enable_input_require_grads()  # type: ignore[no-untyped-call]
             torch.autograd.backward(case.kin.logits(model, case.kin.batch()).square().sum())
             found = [row.grad for row in delta.bank.slots if row.grad is not None]
             gradients.append(torch.cat([g.flatten() for g in found]))

@@ -9,17 +9,21 @@ identity, whether it trains in place, which leaves mathematics leaves without a 
 
 from __future__ import annotations
 
-from deltatune.testing import function_laws, life_laws
+from deltatune.testing import compiled_laws, function_laws, life_laws
 from deltatune.testing.case import Case, Law
 
 __all__ = ["Case", "Law", "laws"]
 
 
-def laws() -> tuple[Law, ...]:
-    """Every law: those of the function first, then those of a delta's life."""
+def laws(*, slow: bool = False) -> tuple[Law, ...]:
+    """Every law: those of the function first, then those of a delta's life.
+
+    Args:
+        slow: also those that take longer than all others together.
+    """
     return tuple(
         value
-        for module in (function_laws, life_laws)
+        for module in (function_laws, life_laws, *([compiled_laws] if slow else []))
         for name, value in vars(module).items()
         if name.startswith("law_")
     )

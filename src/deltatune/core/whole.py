@@ -1,0 +1,67 @@
+"""The whole of a tensor, wherever it lies: sharded over processes, or offloaded by accelerate.
+
+`fully_shard` leaves each process a part of every parameter; accelerate leaves a tensor on the
+`meta` device in its place and keeps the values beside the module. Whatever reads a weight outside
+of a forward (initial values, fingerprints, artefacts) reads it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+__all__ = ["first_parameter", "is_apart", "overwrite", "whole", "whole_parameter"]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full value of a tensor that may be sharded; every process of the mesh must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_parameter(module: nn.Module, name: str) -> Tensor | None:
+    """The full value of one of a module's own parameters or buffers, None where there is none.
+
+    It is on the `meta` device only where nothing keeps a value.
+    """
+    held = module._parameters.get(name, module._buffers.get(name))
+    if held is None or not held.is_meta:
+        return None if held is None else whole(held)
+    for hook in _hooks(module):
+        kept = getattr(hook, "weights_map", None)
+        if kept is not None:
+            value: Tensor = kept[name]
+            return value
+    return held
+
+
+def first_parameter(module: nn.Module) -> Tensor:
+    """The full value of the first parameter that a module or one of its children owns."""
+    path, _ = next(module.named_parameters())
+    owner, _, name = path.rpartition(".")
+    found = whole_parameter(module.get_submodule(owner), name)
+    assert found is not None
+    return found
+
+
+def is_apart(module: nn.Module) -> bool:
+    """Whether a module's parameters are sharded or offloaded: they cannot be written in place."""
+    held = [p for p in module._parameters.values() if p is not None]
+    return any(isinstance(p, DTensor) or p.is_meta for p in held)
+
+
+@torch.no_grad()
+def overwrite(tensor: Tensor, value: Tensor) -> None:
+    """Sets a tensor that may be sharded; every process of the mesh must give the same value."""
+    if isinstance(tensor, DTensor):
+        mesh = tensor.device_mesh
+        value = distribute_tensor(value.to(tensor.device), mesh, tensor.placements)
+    tensor.copy_(value)
+
+
+def _hooks(module: nn.Module) -> Iterator[object]:
+    """The accelerate hooks of a module; several of them are kept as one sequence."""
+    hook = getattr(module, "_hf_hook", None)
+    yield from getattr(hook, "hooks", [hook])
