@@ -8,29 +8,35 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deltatune.core.errors import UnsupportedError
 
-__all__ = ["in_order", "of_rows", "read_first"]
+__all__ = ["in_order", "of_rows", "parameter_names", "read_first"]
 
 
-def read_first(
-    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a forward with the first of them, which faces read, given by position."""
-    if args or not kwargs:
-        return args, kwargs
-    first = _first_parameter(forward)
-    if first not in kwargs:
-        return args, kwargs
-    return (kwargs[first],), {name: v for name, v in kwargs.items() if name != first}
+def parameter_names(module: nn.Module) -> tuple[str, ...]:
+    """The names of the arguments of a module's forward, without self."""
+    return _names(type(module).forward)
 
 
 @functools.cache
-def _first_parameter(forward: Callable[..., Any]) -> str:
-    """The name of a forward's first argument, without self."""
-    return [*inspect.signature(forward).parameters, "", ""][1]
+def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]
+
+
+def read_first(
+    names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a forward with the first of them, which faces read, given by position.
+
+    Args:
+        names: of the forward's arguments.
+        args, kwargs: of a call.
+    """
+    if args or not names or names[0] not in kwargs:
+        return args, kwargs
+    return (kwargs[names[0]],), {name: v for name, v in kwargs.items() if name != names[0]}
 
 
 def of_rows(

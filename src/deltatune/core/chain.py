@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.bank import Bank
-from deltatune.core.calls import in_order, of_rows, read_first
+from deltatune.core.calls import in_order, of_rows, parameter_names, read_first
 from deltatune.core.errors import UnsupportedError
 from deltatune.core.leaf import generator
 from deltatune.core.method import Leaves, Method
@@ -158,6 +158,7 @@ class Chain:
         self.entries: list[Link] = []
         self.arounds: list[Around] = []
         self.called = False
+        self.names = parameter_names(module)  # looked up here: a compiler cannot follow
         slot = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
         self.previous = module.__dict__.get(slot)
         module.__dict__[slot] = self
@@ -207,7 +208,7 @@ class Chain:
 
         Raises UnsupportedError where an output face meets something that is no tensor.
         """
-        args, kwargs = read_first(type(self.module).forward, args, kwargs)
+        args, kwargs = read_first(self.names, args, kwargs)
         for link in self.entries:
             # The first call since the span ended: DeBERTa calls its projections again, on a table.
             if link.live and link.entry_input is None:

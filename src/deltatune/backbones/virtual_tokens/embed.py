@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deltatune.backbones.virtual_tokens.tokens import tokens_of
+from deltatune.core.calls import parameter_names
 from deltatune.core.chain import Inner, Link
 from deltatune.core.errors import ConfigurationError, StateError, TargetError, UnsupportedError
 from deltatune.core.host import Host
@@ -34,6 +33,7 @@ class _Lengthen:
 
     stack: nn.Module
     embedding: nn.Module
+    names: tuple[str, ...]  # of the stack's arguments
     strips: bool
     table: nn.Module | None  # of learned positions
     links: list[Link] = field(default_factory=list)
@@ -47,11 +47,11 @@ class _Lengthen:
         links = self.live()
         if not links:
             return inner(*args, **kwargs)
-        kwargs = _bound(self.stack, args, kwargs)
+        kwargs = _bound(self.names, args, kwargs)
         prompt, present = self.prompt(kwargs, links)
         count = prompt.shape[1]
         filled = self.filled(kwargs, count)
-        positioned = "position_ids" in _parameters(type(self.stack).forward)
+        positioned = "position_ids" in self.names
         first = _first_position(self.table) if positioned else None
         _extend(kwargs, count, present, filled, first)
         if filled:
@@ -146,11 +146,11 @@ class _ShowPrompt:
     """Around the decoder of an encoder-decoder: its mask over the source gains the prompt."""
 
     owner: _Lengthen
-    decoder: nn.Module
+    names: tuple[str, ...]  # of the decoder's arguments
 
     def __call__(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         links = self.owner.live()
-        kwargs = _bound(self.decoder, args, kwargs)
+        kwargs = _bound(self.names, args, kwargs)
         states, mask = kwargs.get("encoder_hidden_states"), kwargs.get("encoder_attention_mask")
         if links and states is not None:
             present = links[0].rows(states.shape[0])
@@ -170,15 +170,8 @@ def _first_position(table: nn.Module | None) -> int:
     return 0 if padding is None else int(padding) + 1
 
 
-@functools.cache
-def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of a forward's arguments, without self."""
-    return tuple(inspect.signature(forward).parameters)[1:]
-
-
-def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _bound(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments by name."""
-    names = _parameters(type(module).forward)
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
@@ -298,12 +291,12 @@ class EmbedSeam(Seam):
             (m for name, m in stack.named_modules() if _POSITIONS.search(name.rpartition(".")[2])),
             None,
         )
-        around = _Lengthen(stack, link.site.entry[1], not both, table)
+        around = _Lengthen(stack, link.site.entry[1], parameter_names(stack), not both, table)
         if table is not None:
             host.chain(table).arounds.append(_ShiftBack(around))
         if both:
             decoder = model.get_decoder()  # type: ignore[operator]
-            host.chain(decoder).arounds.append(_ShowPrompt(around, decoder))
+            host.chain(decoder).arounds.append(_ShowPrompt(around, parameter_names(decoder)))
         pooler = getattr(stack, "pooler", None)
         if isinstance(pooler, nn.Module):
             host.chain(pooler).arounds.append(_StripFirst(around))
@@ -331,8 +324,7 @@ def _stack_path(model: nn.Module, embedding: str) -> str | None:
     path = embedding
     while path:
         path = path.rpartition(".")[0]
-        kind = type(model.get_submodule(path) if path else model)
-        if {"inputs_embeds", "attention_mask"} <= set(_parameters(kind.forward)):
+        if {"inputs_embeds", "attention_mask"} <= {*parameter_names(model.get_submodule(path))}:
             return path
     return None
 
