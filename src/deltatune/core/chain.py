@@ -10,138 +10,24 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.bank import Bank
 from deltatune.core.calls import in_order, of_rows, parameter_names, read_first
 from deltatune.core.errors import UnsupportedError
-from deltatune.core.leaf import generator
-from deltatune.core.method import Leaves, Method
-from deltatune.core.rows import Rows, fit, spread
-from deltatune.core.select import Form
-from deltatune.core.site import Site
+from deltatune.core.link import Link
+from deltatune.core.low_rank import linear_with
+from deltatune.core.rows import spread
 from deltatune.core.storage import storage_of, wide
 
-if TYPE_CHECKING:
-    from deltatune.core.delta import Delta
-
-__all__ = ["Around", "Chain", "Link"]
+__all__ = ["Around", "Chain", "Inner"]
 
 Inner = Callable[..., Any]
 Around = Callable[[Inner, tuple[Any, ...], dict[str, Any]], Any]
-
-
-@dataclass(eq=False)
-class Link:
-    """One method of one delta at one site.
-
-    Attributes:
-        names: the method's leaf names to the bank's.
-        forms: of a `select` method, the parameters it tunes at this site.
-        entry_input: what the entry module of a span was first called with; None outside of a
-            forward.
-    """
-
-    delta: Delta
-    method: Method
-    site: Site
-    names: Mapping[str, str]
-    forms: Mapping[str, Form]
-    entry_input: Tensor | None = None
-
-    @property
-    def live(self) -> bool:
-        """Whether it acts just now; what is merged acts through the weights."""
-        return self.delta.enabled and not self.delta.merged
-
-    @property
-    def adds_bias(self) -> bool:
-        """Whether all it does is to add to the module's bias, which is adding to its output."""
-        form = self.forms.get("bias")
-        if form is None or len(self.forms) > 1 or not form.additive:
-            return False
-        return "bias" not in self.site.parameters or storage_of(self.site.module).adds_bias
-
-    @property
-    def touched(self) -> set[str]:
-        """The parameters of the module that it folds into."""
-        return set(self.forms) if self.method.face == "select" else {"weight", "bias"}
-
-    def fast(self, x: Tensor, y: Tensor, p: Leaves) -> Tensor:
-        """The cheaper road to the folded output, with or without a slot axis."""
-        if self.method.face == "select":
-            return y + p["bias"].unsqueeze(-2)
-        return self.method.fast(x, y, p)
-
-    def stacked(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The leaves of this site with their slot axis, in `dtype`."""
-        bank = self.delta.bank
-        assert isinstance(bank, Bank)
-        held = bank.stacked(dtype, self.delta.rows.groups)
-        return {name: held[key] for name, key in self.names.items()}
-
-    def leaves(self, slot: int) -> dict[str, Tensor]:
-        """The leaves of this site for one slot, in fp32."""
-        return {name: leaf[slot] for name, leaf in self.stacked(torch.float32).items()}
-
-    def rows(self, size: int) -> Rows:
-        """The slot of each of `size` rows.
-
-        What is computed once for all rows has a size of its own, which one slot for all fits.
-        """
-        return fit(self.delta.rows.narrowed, size)
-
-    def cut(self, y: Tensor) -> Tensor:
-        """The features of the module's output that the site is."""
-        return y if self.site.rows is None else y[..., slice(*self.site.rows)]
-
-    def paste(self, y: Tensor, part: Tensor) -> Tensor:
-        """The module's output with the site's features replaced. Undoes `cut`."""
-        if self.site.rows is None:
-            return part
-        start, stop = self.site.rows
-        return torch.cat([y[..., :start], part, y[..., stop:]], dim=-1)
-
-    def drop(self, x: Tensor, rows: Rows) -> Tensor:
-        """Dropout on what the face reads, drawn from (seed of the slot, step, site)."""
-        rate = self.method.dropout
-        if not rate or not self.delta.dropping:
-            return x
-        mask = torch.ones_like(x)
-        for slot, members in rows.groups.items():
-            if slot is None:
-                continue
-            random = generator("dropout", self.delta.seeds[slot], self.delta.step, self.site.name)
-            kept = torch.rand((len(members), *x.shape[1:]), generator=random) >= rate
-            mask[torch.tensor(members)] = (kept / (1 - rate)).to(x)
-        return x * mask
-
-    def fold(
-        self, values: dict[str, Tensor | None], base: Mapping[str, Tensor], p: Leaves
-    ) -> dict[str, Tensor | None]:
-        """New values of the module's parameters, fp32, from those after the links before it."""
-        if self.method.face == "select":
-            folded = dict(values)
-            for name, form in self.forms.items():
-                before = values.get(name)
-                before = torch.zeros_like(p[name]) if before is None else before
-                folded[name] = form.fold(before, base.get(name, before), p, name)
-            return folded
-        view = storage_of(self.site.module).view
-        weight, bias = values["weight"], values.get("bias")
-        assert weight is not None
-        whole, rows = view(weight), slice(*(self.site.rows or (None, None)))
-        W, b = self.method.weight(whole[rows], None if bias is None else bias[rows], p)
-        if self.site.rows is not None:
-            W = torch.cat([whole[: rows.start], W, whole[rows.stop :]])
-            if b is not None and bias is not None:
-                b = torch.cat([bias[: rows.start], b, bias[rows.stop :]])
-        return {**values, "weight": view(W), "bias": b}
 
 
 class Chain:
@@ -262,13 +148,39 @@ class Chain:
                     f"{links[last].method.name}, attached after it, would fold away. "
                     "Set dropout to 0 or attach it last."
                 )
-        output = self.folded(folded, args, kwargs)
+        output = None if folded or kwargs else self.at_once(fast, args)
+        if output is None:
+            output = self.folded(folded, args, kwargs)
+        else:
+            fast = [link for link in fast if not link.method.has_factors()]
         for link in fast:
             rows, part = link.rows(size), link.cut(output)
-            x, leaves = link.drop(args[0], rows), link.stacked(output.dtype)
-            new = spread(link.fast, rows, x, part, leaves, slotwise=True)
+            leaves = link.stacked(output.dtype)
+            with link.read(args[0], rows) as x:
+                new = spread(link.fast, rows, x, part, leaves, slotwise=True)
             output = link.paste(output, new.to(output.dtype))
         return output
+
+    def at_once(self, links: list[Link], args: tuple[Any, ...]) -> Tensor | None:
+        """The output with all low-rank differences, computed together with the frozen map; None
+        where this cannot be done: the map is not a plain one, or rows are mixed.
+        """
+        dense, x = storage_of(self.module).dense(self.module), args[0]
+        low_rank = [link for link in links if link.method.has_factors()]
+        rows = [link.rows(x.shape[0]) for link in low_rank]
+        if (
+            dense is None
+            or not low_rank
+            or self.previous is not None
+            or len(args) > 1
+            or dense[0].dtype != x.dtype
+            or torch.is_autocast_enabled(x.device.type)
+            or torch.compiler.is_compiling()  # it joins the operations itself
+            or any(one.uniform is None and one.equal is None for one in rows)
+        ):
+            return None
+        pairs = zip(low_rank, rows, strict=True)
+        return linear_with(x, *dense, [link.difference(used, x.dtype) for link, used in pairs])
 
     def _per_row(self, links: list[Link], args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments with one entry for each row, where rows go through different slots.

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.bank import Bank
-from deltatune.core.chain import Link
 from deltatune.core.errors import ConfigurationError, StateError
 from deltatune.core.grammar import Expression
 from deltatune.core.host import DRAWN, Host, host_of
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.layout import Part, layout
+from deltatune.core.link import Link
 from deltatune.core.merging import Kept, merge, unmerge
 from deltatune.core.method import Method
 from deltatune.core.per_thread import PerThread

@@ -16,7 +16,18 @@ import torch
 import xxhash
 from torch import Tensor
 
-__all__ = ["Leaf", "draw", "fixed", "generator", "given", "normal", "ones", "uniform", "zeros"]
+__all__ = [
+    "Leaf",
+    "draw",
+    "fixed",
+    "generator",
+    "given",
+    "key_of",
+    "normal",
+    "ones",
+    "uniform",
+    "zeros",
+]
 
 Fill = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
@@ -106,10 +117,14 @@ def fixed(shape: tuple[int, ...], fill: Fill, dtype: torch.dtype = torch.float32
     return Leaf(shape, fill, trained=False, dtype=dtype)
 
 
+def key_of(*parts: object) -> int:
+    """A seed, 63 bits, that depends on `parts` alone."""
+    return xxhash.xxh3_64_intdigest("\x1f".join(map(str, parts)).encode()) & (2**63 - 1)
+
+
 def generator(*key: object) -> torch.Generator:
     """A CPU generator that depends on `key` alone."""
-    digest = xxhash.xxh3_64_intdigest("\x1f".join(map(str, key)).encode())
-    return torch.Generator().manual_seed(digest & (2**63 - 1))
+    return torch.Generator().manual_seed(key_of(*key))
 
 
 def draw(leaf: Leaf, seed: int, name: str) -> Tensor:

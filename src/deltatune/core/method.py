@@ -11,9 +11,13 @@ artefact, its merge, its routing and its training. A method names no model, devi
 | `embed` | leaves | virtual tokens [tokens, width] that go in front of the embedded text |
 | `select` | a site | the parameters to tune, each with the form of its leaf |
 
-`fast` may stand beside `weight`: a cheaper road to the same result. It sees a slot axis or none:
-leaves are [..., rows, columns] and x is [..., tokens, features]; write products with `.mT` and give
-a vector leaf a token axis with `.unsqueeze(-2)`. The conformance suite holds it to the weight face.
+A `weight` face that adds a product of two factors, W' = W + B A, is given by `factors` alone: the
+kernel folds it, adds it to the output, or computes it together with the frozen map.
+
+`fast` may stand beside any other `weight`: a cheaper road to the same result. It sees a slot axis
+or none: leaves are [..., rows, columns] and x is [..., tokens, features]; write products with `.mT`
+and give a vector leaf a token axis with `.unsqueeze(-2)`. The conformance suite holds it to the
+weight face. `factors` sees leaves in the same way.
 """
 
 from __future__ import annotations
@@ -73,6 +77,7 @@ class Method(abc.ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own = [face for face in FACES if getattr(cls, face) is not getattr(Method, face)]
+        own += ["weight"] if cls.has_factors() else []
         if len(own) != 1:
             raise TypeError(
                 f"{cls.__name__} must define exactly one of {', '.join(FACES)}; it has {own}."
@@ -135,11 +140,17 @@ class Method(abc.ABC):
 
     def weight(self, W: Tensor, b: Tensor | None, p: Leaves) -> tuple[Tensor, Tensor | None]:
         """The weight face: new W (out, in) and b (out) from the frozen ones, in fp32."""
+        A, B = self.factors(p)
+        return W + B @ A, b
+
+    def factors(self, p: Leaves) -> tuple[Tensor, Tensor]:
+        """The weight face as a product: A [..., rank, inputs] and B [..., outputs, rank]."""
         raise NotImplementedError
 
     def fast(self, x: Tensor, y: Tensor, p: Leaves) -> Tensor:
         """The weight face's result, from the module's input and output."""
-        raise NotImplementedError
+        A, B = self.factors(p)
+        return y + (x @ A.mT) @ B.mT
 
     def output(self, x: Tensor, y: Tensor, p: Leaves) -> Tensor:
         """The output face: new y from what the site reads and writes, [..., features] each."""
@@ -161,7 +172,12 @@ class Method(abc.ABC):
     @classmethod
     def has_fast(cls) -> bool:
         """Whether the method offers the cheaper road."""
-        return cls.fast is not Method.fast
+        return cls.fast is not Method.fast or cls.has_factors()
+
+    @classmethod
+    def has_factors(cls) -> bool:
+        """Whether its weight face is a product of two factors."""
+        return cls.factors is not Method.factors
 
     @property
     def target(self) -> str:

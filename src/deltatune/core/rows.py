@@ -8,8 +8,7 @@ slot axis itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,61 +16,64 @@ from torch.func import vmap
 
 from deltatune.core.errors import ConfigurationError
 
-__all__ = ["Rows", "fit", "spread"]
+__all__ = ["Rows", "fit", "select", "spread"]
 
 Apply = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The slot of every row of a batch; None for a row without a delta."""
+    """The slot of every row of a batch; None for a row without a delta.
+
+    What a routing is like is found once, when it is made: a compiler cannot follow later.
+
+    Attributes:
+        slots: of the rows.
+        uniform: the one slot that all rows use, if there is one.
+        empty: whether no row has a delta.
+        equal: the slots in order, if rows form contiguous groups of one size and all have a delta.
+        groups: slot to the rows that use it.
+        narrowed: one row for any number of them, where all are alike; else the rows as they are.
+        repeated: how often each row is repeated, to the rows then. Filled by `fit`.
+    """
 
     slots: tuple[int | None, ...]
+    uniform: int | None = field(init=False, compare=False, repr=False)
+    empty: bool = field(init=False, compare=False, repr=False)
+    equal: tuple[int, ...] | None = field(init=False, compare=False, repr=False)
+    groups: dict[int | None, list[int]] = field(init=False, compare=False, repr=False)
+    narrowed: Rows = field(init=False, compare=False, repr=False)
+    repeated: dict[int, Rows] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.slots:
             raise ConfigurationError(
                 "A routing names a slot, or None, for every row; found no row."
             )
-
-    @cached_property
-    def uniform(self) -> int | None:
-        """The one slot that all rows use, if there is one."""
-        return self.slots[0] if len(set(self.slots)) == 1 else None
-
-    @cached_property
-    def narrowed(self) -> Rows:
-        """One row for any number of them, where all are alike; else the rows as they are."""
-        alike = len(self.slots) > 1 and len(set(self.slots)) == 1
-        return Rows(self.slots[:1]) if alike else self
-
-    @cached_property
-    def empty(self) -> bool:
-        """Whether no row has a delta."""
-        return all(slot is None for slot in self.slots)
-
-    @cached_property
-    def equal(self) -> tuple[int, ...] | None:
-        """The slots in order, if rows form contiguous groups of one size and all have a delta."""
-        order = list(dict.fromkeys(self.slots))
-        if not order or None in order or len(self.slots) % len(order):
-            return None
-        size = len(self.slots) // len(order)
-        expected = tuple(slot for slot in order for _ in range(size))
-        return tuple(s for s in order if s is not None) if expected == self.slots else None
-
-    @cached_property
-    def repeated(self) -> dict[int, Rows]:
-        """How often each row is repeated, to the rows then. Filled by `fit`."""
-        return {}
-
-    @cached_property
-    def groups(self) -> dict[int | None, list[int]]:
-        """Slot to the rows that use it."""
-        found: dict[int | None, list[int]] = {}
+        groups: dict[int | None, list[int]] = {}
         for row, slot in enumerate(self.slots):
-            found.setdefault(slot, []).append(row)
-        return found
+            groups.setdefault(slot, []).append(row)
+        alike = len(groups) == 1
+        found = {
+            "uniform": self.slots[0] if alike else None,
+            "empty": alike and self.slots[0] is None,
+            "equal": _equal(self.slots, groups),
+            "groups": groups,
+            "narrowed": Rows(self.slots[:1]) if alike and len(self.slots) > 1 else self,
+            "repeated": {},
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
+
+
+def _equal(
+    slots: tuple[int | None, ...], groups: Mapping[int | None, list[int]]
+) -> tuple[int, ...] | None:
+    """See `Rows.equal`."""
+    size = len(slots) // len(groups)
+    order = tuple(slot for slot in groups if slot is not None)
+    whole = tuple(slot for slot in order for _ in range(size))
+    return order if whole == slots else None
 
 
 def fit(rows: Rows, size: int) -> Rows:
@@ -86,9 +88,12 @@ def fit(rows: Rows, size: int) -> Rows:
             "row of the batch; where a module is called once for all rows, route to one slot."
         )
     factor = size // len(rows.slots)
-    if factor not in rows.repeated:  # kept, because what a routing is like is computed once
-        rows.repeated[factor] = Rows(tuple(slot for slot in rows.slots for _ in range(factor)))
-    return rows.repeated[factor]
+    if factor in rows.repeated:
+        return rows.repeated[factor]
+    repeated = Rows(tuple(slot for slot in rows.slots for _ in range(factor)))
+    if not torch.compiler.is_compiling():
+        rows.repeated[factor] = repeated
+    return repeated
 
 
 def spread(
@@ -110,19 +115,22 @@ def spread(
     apply = _batched(face) if slotwise else vmap(face)
     if rows.equal is not None:
         order = rows.equal
-        held = {name: _select(leaf, order) for name, leaf in leaves.items()}
+        held = {name: select(leaf, order) for name, leaf in leaves.items()}
         groups, size = len(order), len(rows.slots) // len(order)
         parts = (x.reshape(groups, size, *x.shape[1:]), y.reshape(groups, size, *y.shape[1:]))
         return apply(*parts, held).flatten(0, 1)
     with_delta = [row for row, slot in enumerate(rows.slots) if slot is not None]
     slots = [slot for slot in rows.slots if slot is not None]
-    held = {name: _select(leaf, slots) for name, leaf in leaves.items()}
+    held = {name: select(leaf, slots) for name, leaf in leaves.items()}
     index = torch.tensor(with_delta, device=y.device)
     new = apply(x[index], y[index], held)
     return y.index_copy(0, index, new.to(y.dtype))
 
 
-def _select(leaf: Tensor, slots: Sequence[int]) -> Tensor:
+def select(leaf: Tensor, slots: int | Sequence[int]) -> Tensor:
+    """One slot of a leaf [K, ...] without the slot axis, or several of them with it."""
+    if isinstance(slots, int):
+        return leaf[slots]
     if list(slots) == list(range(leaf.shape[0])):
         return leaf
     return leaf[torch.tensor(slots, device=leaf.device)]

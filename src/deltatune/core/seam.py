@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from deltatune.core.chain import Link
+from deltatune.core.link import Link
 from deltatune.core.registry import Registry
 from deltatune.core.site import Site
 

@@ -34,6 +34,13 @@ class Storage(abc.ABC):
         """The weight as (out, in). Its own inverse."""
         return weight
 
+    def dense(self, module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+        """Of a linear map with plain numbers: its weight as (out, in) and its bias. Else None."""
+        weight = module._parameters.get("weight")
+        if not self.linear or weight is None or not weight.is_floating_point():
+            return None
+        return self.view(weight), module._parameters.get("bias")
+
     def compute(
         self, module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor | None:

@@ -46,8 +46,5 @@ class LoRA(Method):
             "B": zeros(site.outputs, self.rank),
         }
 
-    def weight(self, W: Tensor, b: Tensor | None, p: Leaves) -> tuple[Tensor, Tensor | None]:
-        return W + self.alpha / self.rank * (p["B"] @ p["A"]), b
-
-    def fast(self, x: Tensor, y: Tensor, p: Leaves) -> Tensor:
-        return y + self.alpha / self.rank * ((x @ p["A"].mT) @ p["B"].mT)
+    def factors(self, p: Leaves) -> tuple[Tensor, Tensor]:
+        return p["A"], self.alpha / self.rank * p["B"]

@@ -18,9 +18,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from deltatune.backbones.virtual_tokens.tokens import tokens_of
-from deltatune.core.chain import Inner, Link
+from deltatune.core.chain import Inner
 from deltatune.core.errors import StateError, TargetError, UnsupportedError
 from deltatune.core.host import Host
+from deltatune.core.link import Link
 from deltatune.core.seam import SEAMS, Seam
 from deltatune.core.site import Place, Site
 from deltatune.core.target import find_places, site_at

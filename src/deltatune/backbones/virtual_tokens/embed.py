@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from deltatune.backbones.virtual_tokens.tokens import tokens_of
 from deltatune.core.calls import parameter_names
-from deltatune.core.chain import Inner, Link
+from deltatune.core.chain import Inner
 from deltatune.core.errors import ConfigurationError, StateError, TargetError, UnsupportedError
 from deltatune.core.host import Host
+from deltatune.core.link import Link
 from deltatune.core.seam import SEAMS, Seam
 from deltatune.core.site import Site
 from deltatune.core.storage import storage_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deltatune.core.chain import Link
+from deltatune.core.link import Link
 
 __all__ = ["tokens_of"]
 

@@ -1,0 +1,145 @@
+"""Links: what one method of one delta does at one site, and to which rows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from deltatune.core.bank import Bank
+from deltatune.core.dropout import Mask, drop
+from deltatune.core.low_rank import Difference
+from deltatune.core.method import Leaves, Method
+from deltatune.core.rows import Rows, fit, select
+from deltatune.core.select import Form
+from deltatune.core.site import Site
+from deltatune.core.storage import storage_of
+
+if TYPE_CHECKING:
+    from deltatune.core.delta import Delta
+
+__all__ = ["Link"]
+
+
+@dataclass(eq=False)
+class Link:
+    """One method of one delta at one site.
+
+    Attributes:
+        names: the method's leaf names to the bank's.
+        forms: of a `select` method, the parameters it tunes at this site.
+        entry_input: what the entry module of a span was first called with; None outside of a
+            forward.
+    """
+
+    delta: Delta
+    method: Method
+    site: Site
+    names: Mapping[str, str]
+    forms: Mapping[str, Form]
+    entry_input: Tensor | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether it acts just now; what is merged acts through the weights."""
+        return self.delta.enabled and not self.delta.merged
+
+    @property
+    def adds_bias(self) -> bool:
+        """Whether all it does is to add to the module's bias, which is adding to its output."""
+        form = self.forms.get("bias")
+        if form is None or len(self.forms) > 1 or not form.additive:
+            return False
+        return "bias" not in self.site.parameters or storage_of(self.site.module).adds_bias
+
+    @property
+    def touched(self) -> set[str]:
+        """The parameters of the module that it folds into."""
+        return set(self.forms) if self.method.face == "select" else {"weight", "bias"}
+
+    def fast(self, x: Tensor, y: Tensor, p: Leaves) -> Tensor:
+        """The cheaper road to the folded output, with or without a slot axis."""
+        if self.method.face == "select":
+            return y + p["bias"].unsqueeze(-2)
+        return self.method.fast(x, y, p)
+
+    def stacked(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The leaves of this site with their slot axis, in `dtype`."""
+        bank = self.delta.bank
+        assert isinstance(bank, Bank)
+        held = bank.stacked(dtype, self.delta.rows.groups)
+        return {name: held[key] for name, key in self.names.items()}
+
+    def leaves(self, slot: int) -> dict[str, Tensor]:
+        """The leaves of this site for one slot, in fp32."""
+        return {name: leaf[slot] for name, leaf in self.stacked(torch.float32).items()}
+
+    def difference(self, rows: Rows, dtype: torch.dtype) -> Difference:
+        """What a method with factors adds, for rows of one slot or equal groups of slots."""
+        slots = rows.uniform if rows.uniform is not None else rows.equal or ()
+        leaves = {name: select(leaf, slots) for name, leaf in self.stacked(dtype).items()}
+        A, B = self.method.factors(leaves)
+        start, stop = self.site.rows or (0, B.shape[-2])
+        return Difference(A, B, start, stop, self.mask(rows))
+
+    def rows(self, size: int) -> Rows:
+        """The slot of each of `size` rows.
+
+        What is computed once for all rows has a size of its own, which one slot for all fits.
+        """
+        return fit(self.delta.rows.narrowed, size)
+
+    def cut(self, y: Tensor) -> Tensor:
+        """The features of the module's output that the site is."""
+        return y if self.site.rows is None else y[..., slice(*self.site.rows)]
+
+    def paste(self, y: Tensor, part: Tensor) -> Tensor:
+        """The module's output with the site's features replaced. Undoes `cut`."""
+        if self.site.rows is None:
+            return part
+        start, stop = self.site.rows
+        return torch.cat([y[..., :start], part, y[..., stop:]], dim=-1)
+
+    def read(self, x: Tensor, rows: Rows) -> AbstractContextManager[Tensor]:
+        """What `fast` reads: the input after dropout."""
+        mask = self.mask(rows)
+        return contextlib.nullcontext(x) if mask is None else drop(x, mask)
+
+    def mask(self, rows: Rows) -> Mask | None:
+        """Dropout of the input, drawn from (seed of the slot, step, site); None without it."""
+        delta = self.delta
+        if not self.method.dropout or not delta.dropping or rows.empty:
+            return None
+        keys = [
+            ((delta.seeds[slot], delta.step, self.site.name), members)
+            for slot, members in rows.groups.items()
+            if slot is not None
+        ]
+        return Mask(self.method.dropout, keys)
+
+    def fold(
+        self, values: dict[str, Tensor | None], base: Mapping[str, Tensor], p: Leaves
+    ) -> dict[str, Tensor | None]:
+        """New values of the module's parameters, fp32, from those after the links before it."""
+        if self.method.face == "select":
+            folded = dict(values)
+            for name, form in self.forms.items():
+                before = values.get(name)
+                before = torch.zeros_like(p[name]) if before is None else before
+                folded[name] = form.fold(before, base.get(name, before), p, name)
+            return folded
+        view = storage_of(self.site.module).view
+        weight, bias = values["weight"], values.get("bias")
+        assert weight is not None
+        whole, rows = view(weight), slice(*(self.site.rows or (None, None)))
+        W, b = self.method.weight(whole[rows], None if bias is None else bias[rows], p)
+        if self.site.rows is not None:
+            W = torch.cat([whole[: rows.start], W, whole[rows.stop :]])
+            if b is not None and bias is not None:
+                b = torch.cat([bias[: rows.start], b, bias[rows.stop :]])
+        return {**values, "weight": view(W), "bias": b}

@@ -1,0 +1,110 @@
+"""A frozen linear map with low-rank differences beside it, as one step of the graph.
+
+    y = x Wᵀ + b,   y[:, slice] += drop(x) Aᵀ Bᵀ   for each difference
+
+Plain autograd makes and adds a tensor of the size of y for each difference, and one of the size of
+x in the backward pass; here both are added in place, inside the products. Of the inputs x alone is
+kept, once for all differences, and once for all maps that read it; the inner products and what
+dropout left of x are computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deltatune.core.dropout import Mask
+
+__all__ = ["Difference", "linear_with"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One low-rank difference.
+
+    Attributes:
+        A: [rank, inputs], or [slots, rank, inputs] where the rows of a batch are so many equal
+            groups.
+        B: [outputs, rank], or [slots, outputs, rank].
+        start, stop: the features of y that it adds to.
+        mask: dropout of its input, None for none.
+    """
+
+    A: Tensor
+    B: Tensor
+    start: int
+    stop: int
+    mask: Mask | None
+
+
+def linear_with(
+    x: Tensor, W: Tensor, b: Tensor | None, differences: Sequence[Difference]
+) -> Tensor:
+    """The output of a frozen linear map with its differences.
+
+    Args:
+        x: [rows, ..., inputs].
+        W: [outputs, inputs], which gets no gradient.
+        b: [outputs].
+        differences: what is added.
+    """
+    factors = [factor for one in differences for factor in (one.A, one.B)]
+    parts = tuple((one.start, one.stop, one.mask) for one in differences)
+    y: Tensor = _LinearWith.apply(parts, x, W, b, *factors)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _LinearWith(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        parts: tuple[tuple[int, int, Mask | None], ...],
+        x: Tensor,
+        W: Tensor,
+        b: Tensor | None,
+        *factors: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, W, *factors)
+        ctx.parts = parts
+        y = functional.linear(x, W, b)
+        for (start, stop, mask), A, B in zip(ctx.parts, factors[::2], factors[1::2], strict=True):
+            read = _grouped(x if mask is None else mask.times(x), A)
+            _add_product(_grouped(y, A)[..., start:stop], read @ A.mT, B.mT)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, W, *factors = ctx.saved_tensors
+        g = gradients[0].contiguous()
+        dx = g @ W if ctx.needs_input_grad[1] else None
+        found: list[Tensor] = []
+        for (start, stop, mask), A, B in zip(ctx.parts, factors[::2], factors[1::2], strict=True):
+            read = _grouped(x if mask is None else mask.times(x, hold=dx is not None), A)
+            part = _grouped(g, A)[..., start:stop]
+            inner = part @ B
+            found += [inner.mT @ read, part.mT @ (read @ A.mT)]
+            if dx is None:
+                continue
+            if mask is None:
+                _add_product(_grouped(dx, A), inner, A)
+            else:
+                dx = dx.add_(mask.times((inner @ A).view(x.shape)))
+        return None, dx, None, None, *found
+
+
+def _grouped(tensor: Tensor, factor: Tensor) -> Tensor:
+    """[tokens, features], or [slots, tokens, features] where the factor has a slot axis."""
+    return tensor.reshape(*factor.shape[:-2], -1, tensor.shape[-1])
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Adds left @ right to `total` in place."""
+    if total.dim() == 2:
+        total.addmm_(left, right)
+    else:
+        total.baddbmm_(left, right)

@@ -1,0 +1,135 @@
+"""The road of low-rank differences equals the plain one, gradients too, whatever the shapes."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from deltatune.core.dropout import Mask, drop
+from deltatune.core.low_rank import Difference, linear_with
+
+SIZES = st.integers(1, 6)
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=random, dtype=torch.float64).requires_grad_()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    slots=st.integers(0, 3),
+    rows=SIZES,
+    tokens=SIZES,
+    widths=st.tuples(SIZES, SIZES, SIZES),
+    rate=st.sampled_from([0.0, 0.3]),
+    shares=st.integers(1, 3),
+    bias=st.booleans(),
+)
+def test_it_equals_the_plain_road(
+    slots: int,
+    rows: int,
+    tokens: int,
+    widths: tuple[int, int, int],
+    rate: float,
+    shares: int,
+    bias: bool,
+) -> None:
+    inputs, outputs, rank = widths
+    rows *= max(slots, 1)
+    stack = (slots,) if slots else ()
+    x = draw(rows, tokens, inputs, seed=0)
+    W = draw(shares * outputs, inputs, seed=1).detach()
+    b = draw(shares * outputs, seed=2).detach() if bias else None
+    factors = [
+        (draw(*stack, rank, inputs, seed=3 + k), draw(*stack, outputs, rank, seed=9 + k))
+        for k in range(shares)
+    ]
+
+    def masks() -> list[Mask | None]:
+        everyone = list(range(rows))
+        return [Mask(rate, [((k,), everyone)]) if rate else None for k in range(shares)]
+
+    def plain() -> Tensor:
+        y = torch.nn.functional.linear(x, W, b)
+        parts = []
+        for (A, B), mask in zip(factors, masks(), strict=True):
+            read = (x if mask is None else mask.times(x)).reshape(*stack, -1, inputs)
+            parts.append(((read @ A.mT) @ B.mT).view(rows, tokens, outputs))
+        return y + torch.cat(parts, dim=-1)
+
+    def at_once() -> Tensor:
+        ranges = [(k * outputs, (k + 1) * outputs) for k in range(shares)]
+        held = zip(factors, ranges, masks(), strict=True)
+        return linear_with(x, W, b, [Difference(*ab, *at, mask) for ab, at, mask in held])
+
+    leaves = [x, *(leaf for pair in factors for leaf in pair)]
+    weights = draw(rows, tokens, shares * outputs, seed=7).detach()
+    expected, found = plain(), at_once()
+    torch.testing.assert_close(found, expected)
+    wanted = torch.autograd.grad((expected * weights).sum(), leaves)
+    for mine, theirs in zip(
+        torch.autograd.grad((found * weights).sum(), leaves), wanted, strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_its_second_derivatives_are_right() -> None:
+    x, W = draw(3, 2, 4, seed=0), draw(5, 4, seed=1).detach()
+    A, B = draw(2, 4, seed=2), draw(5, 2, seed=3)
+    mask = Mask(0.3, [((1,), [0, 1, 2])])
+
+    def function(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        return linear_with(x, W, None, [Difference(A, B, 0, 5, mask)])
+
+    assert torch.autograd.gradcheck(function, (x, A, B))
+    assert torch.autograd.gradgradcheck(function, (x, A, B))
+
+
+def test_dropout_keeps_the_input_and_nothing_else() -> None:
+    x, A = draw(4, 8, 16, seed=0), draw(3, 16, seed=1)
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    mask = Mask(0.25, [((5,), [0, 1, 2, 3])])
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held),
+        drop(x, mask) as read,
+    ):
+        out = read @ A.mT
+    kept = {tensor.untyped_storage().data_ptr() for tensor in saved}
+    assert kept <= {t.untyped_storage().data_ptr() for t in (x, A)}
+    found = torch.autograd.grad(out.square().sum(), (x, A))
+    plain = mask.times(x) @ A.mT
+    for mine, theirs in zip(found, torch.autograd.grad(plain.square().sum(), (x, A)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_an_input_changed_in_place_is_noticed() -> None:
+    x, A = draw(2, 3, seed=0), draw(2, 3, seed=1)
+    y = x * 1
+    with drop(y, Mask(0.5, [((0,), [0, 1])])) as read:
+        out = read @ A.mT
+    y.add_(1)
+    try:
+        out.sum().backward()
+    except RuntimeError as error:
+        assert "in place" in str(error)
+    else:
+        raise AssertionError("a changed input went unnoticed")
+
+
+@settings(deadline=None, max_examples=25)
+@given(rate=st.floats(0.01, 0.95), seed=st.integers(0, 1000))
+def test_what_is_kept_has_the_mean_of_the_input(rate: float, seed: int) -> None:
+    x = torch.ones(2, 20_000, dtype=torch.float64)
+    kept = Mask(rate, [((seed,), [0, 1])]).times(x)
+    share = float((kept == 0).double().mean())
+    tolerance = 5 * (rate * (1 - rate) / x.numel()) ** 0.5
+    assert abs(share - rate) < tolerance + 1 / 65536
+    assert abs(float(kept.mean()) - 1) < tolerance / (1 - rate) + 1e-4
