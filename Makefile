@@ -1,4 +1,4 @@
-.PHONY: setup demo test check clones docs matrix fuzz faults
+.PHONY: setup demo test check clones docs matrix fuzz faults bench bench-quick
 
 setup:
 	@scripts/setup
@@ -27,3 +27,9 @@ fuzz:
 
 faults:
 	@scripts/faults
+
+bench:
+	@scripts/bench
+
+bench-quick:
+	@scripts/bench --quick

@@ -85,8 +85,7 @@ class Bank(nn.Module):
     def write(self, slot: int, values: Mapping[str, Tensor]) -> None:
         """Sets the leaves of one slot; every leaf must be there, in its shape."""
         row = self.slots[slot]
-        flat = [values[name].reshape(shape).flatten() for name, shape in self.trained.items()]
-        overwrite(row, torch.cat([piece.to(row.device, row.dtype) for piece in flat]))
+        overwrite(row, [values[name].reshape(shape) for name, shape in self.trained.items()])
         for name, attribute in self.fixed.items():
             getattr(self, attribute)[slot].copy_(values[name])
 

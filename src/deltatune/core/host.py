@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,12 +34,17 @@ class Host:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.deltas: list[Delta] = []
-        self.chains: list[Chain] = []
+        self._chains: dict[nn.Module, Chain] = {}
         self.merged: list[Delta] = []
         self.depth = 0
-        self.flags = {name: p.requires_grad for name, p in model.named_parameters()}
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
+        self.flags = [
+            (module, name, parameter.requires_grad)
+            for module in model.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        ]
+        for module, name, _ in self.flags:
+            module._parameters[name].requires_grad_(False)  # type: ignore[union-attr]
         self.lock = threading.RLock()
         model.__dict__[_KEY] = self
         for entrance in self.entrances:
@@ -52,26 +57,31 @@ class Host:
         both = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
         return [self.model, encoder()] if both and encoder is not None else [self.model]
 
+    @property
+    def chains(self) -> Collection[Chain]:
+        """One for each module where a delta acts."""
+        return self._chains.values()
+
     def chain(self, module: nn.Module) -> Chain:
         """The chain of a module, installed if there is none yet."""
-        for chain in self.chains:
-            if chain.module is module:
-                return chain
-        self.chains.append(Chain(module))
-        return self.chains[-1]
+        if module not in self._chains:
+            self._chains[module] = Chain(module)
+        return self._chains[module]
 
     def sweep(self) -> None:
         """Removes what no delta uses any more; after the last one, itself."""
         if not self.deltas:
-            for parameter_name, flag in self.flags.items():
-                self.model.get_parameter(parameter_name).requires_grad_(flag)
+            for module, name, flag in self.flags:
+                parameter = module._parameters.get(name)  # another one, where it was sharded since
+                if parameter is not None:
+                    parameter.requires_grad_(flag)
             self.model.__dict__.pop(_KEY, None)
             for entrance in self.entrances:
                 chain = self.chain(entrance)
                 chain.arounds = [a for a in chain.arounds if not isinstance(a, _Opening)]
         for chain in [chain for chain in self.chains if chain.unused]:
             chain.remove()
-            self.chains.remove(chain)
+            del self._chains[chain.module]
 
     @contextmanager
     def opened(self) -> Iterator[None]:

@@ -67,7 +67,7 @@ class _Normal:
     std: float
 
     def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
-        return torch.randn(shape, generator=random) * self.std
+        return torch.randn(shape, generator=random).mul_(self.std)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class _Uniform:
     bound: float
 
     def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
-        return (torch.rand(shape, generator=random) * 2 - 1) * self.bound
+        return torch.rand(shape, generator=random).mul_(2).sub_(1).mul_(self.bound)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ of a forward (initial values, fingerprints, artefacts) reads it here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,12 +53,19 @@ def is_apart(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def overwrite(tensor: Tensor, value: Tensor) -> None:
-    """Sets a tensor that may be sharded; every process of the mesh must give the same value."""
-    if isinstance(tensor, DTensor):
-        mesh = tensor.device_mesh
-        value = distribute_tensor(value.to(tensor.device), mesh, tensor.placements)
-    tensor.copy_(value)
+def overwrite(row: Tensor, pieces: Sequence[Tensor]) -> None:
+    """Sets a flat tensor to its pieces, one behind the other.
+
+    It may be sharded; every process of the mesh must give the same pieces then.
+    """
+    if isinstance(row, DTensor):
+        flat = torch.cat([piece.flatten().to(row.device, row.dtype) for piece in pieces])
+        row.copy_(distribute_tensor(flat, row.device_mesh, row.placements))
+        return
+    start = 0
+    for piece in pieces:
+        row[start : start + piece.numel()].copy_(piece.flatten())
+        start += piece.numel()
 
 
 def _hooks(module: nn.Module) -> Iterator[object]:

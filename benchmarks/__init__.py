@@ -1,0 +1,1 @@
+"""Measurements of time and memory against peers and against the floor; `make bench` runs them."""

@@ -1,0 +1,182 @@
+"""Rows 13, 14 and 16: what is done to a delta outside of a step."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft.utils.hotswap import hotswap_adapter
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.harness import Row, Size, interleave, row
+from deltatune import api
+from deltatune.core.run import Run
+from deltatune.training.optim import build_optimiser
+from deltatune.training.settings import Settings
+
+__all__ = ["rows"]
+
+ALL = "attention.q|attention.k|attention.v|attention.output|ffn.gate|ffn.up|ffn.down"
+MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+METHOD = f"lora(rank=8, at='{ALL}')"
+
+
+def rows(size: Size) -> Iterator[Row]:
+    """Measures rows 13, 14 and 16."""
+    yield from _resident(size)
+    yield from _files(size)
+    yield from _attaching(size)
+    yield _importing(size)
+    yield _optimiser(size)
+
+
+def llama(layers: int) -> LlamaForCausalLM:
+    """A Llama of 768 features, random weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=layers,
+        num_attention_heads=12,
+        num_key_value_heads=12,
+        vocab_size=32000,
+    )
+    model: LlamaForCausalLM = LlamaForCausalLM(config).eval().requires_grad_(False)
+    return model
+
+
+def peer(model: nn.Module, name: str = "default") -> Any:
+    """PEFT's LoRA on the same linear maps."""
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=MODULES)
+    return peft.get_peft_model(model, config, adapter_name=name)
+
+
+def _resident(size: Size) -> Iterator[Row]:
+    layers = 12 if size.name == "full" else 4
+    bank = api.attach(llama(layers), METHOD, slots=32)
+    theirs = peer(llama(layers), "0")
+    theirs.add_adapter("1", theirs.peft_config["0"])
+    routes, names = itertools.cycle(range(32)), itertools.cycle("01")
+
+    def activate() -> None:
+        with bank.route([next(routes)]):
+            pass
+
+    times = interleave(
+        {"ours": activate, "peer": lambda: theirs.set_adapter(next(names))}, 20 * size.rounds
+    )
+    yield row("13.1", "activate another resident delta, ms", 1e3 * times["ours"],
+              peer=1e3 * times["peer"], over="itself", must=0.05)  # fmt: skip
+
+
+def _files(size: Size) -> Iterator[Row]:
+    layers = 12 if size.name == "full" else 4
+    model = llama(layers)
+    delta = api.attach(model, METHOD)
+    theirs = peer(llama(layers))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        saved = api.save(delta, folder / "one")
+        theirs.save_pretrained(folder / "peer")
+        slots = api.attach(llama(layers), METHOD, slots=2)
+
+        def save() -> None:
+            shutil.rmtree(folder / "ours", ignore_errors=True)
+            api.save(delta, folder / "ours")
+
+        def load() -> None:
+            api.load(saved, model).detach()
+
+        del slots
+        times = interleave(
+            {
+                "save": save,
+                "peer's save": lambda: theirs.save_pretrained(folder / "peer"),
+                "load": load,
+                "peer's swap": lambda: hotswap_adapter(theirs, str(folder / "peer"), "default"),
+            },
+            size.rounds,
+        )
+    ms = {name: 1e3 * held for name, held in times.items()}
+    yield row("13.2", "from disk into use, verified, against PEFT's hotswap, ms", ms["load"],
+              peer=ms["peer's swap"], over="gain", must=20)  # fmt: skip
+    yield row("14.1", "save, with fsync and fingerprint, ms", ms["save"], peer=ms["peer's save"],
+              over="gain", must=3)  # fmt: skip
+
+
+def _attaching(size: Size) -> Iterator[Row]:
+    with torch.device("meta"):
+        mine, theirs = (LlamaForCausalLM(LlamaConfig(num_hidden_layers=32)) for _ in range(2))
+    held: dict[str, Any] = {}
+
+    def attach() -> None:
+        held["delta"] = api.attach(mine, METHOD)
+
+    def detach() -> None:
+        held.pop("delta").detach()
+
+    def wrap() -> None:
+        held["peer"] = peer(theirs)
+
+    def unwrap() -> None:
+        held.pop("peer").unload()
+
+    times = {name: float("inf") for name in ("attach", "detach", "wrap", "unwrap")}
+    for _, (name, work) in itertools.product(
+        range(size.rounds),
+        (("attach", attach), ("wrap", wrap), ("detach", detach), ("unwrap", unwrap)),
+    ):
+        started = time.perf_counter()
+        work()
+        times[name] = min(times[name], time.perf_counter() - started)
+    ms = {name: 1e3 * one for name, one in times.items()}
+    yield row("14.2", "attach LoRA to 224 maps of a 7B Llama on meta, ms", ms["attach"],
+              peer=ms["wrap"], over="gain", must=1.5)  # fmt: skip
+    yield row("14.4", "detach it, ms", ms["detach"], peer=ms["unwrap"], over="gain",
+              must=50)  # fmt: skip
+    tracemalloc.start()
+    attach()
+    beside = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    own = held["delta"].bank.numel * 4
+    yield row("14.3", "memory of what was attached over its tensors, MB", (own + beside) / 1e6,
+              floor=own / 1e6, over="floor", must=1.05)  # fmt: skip
+    detach()
+
+
+def _importing(size: Size) -> Row:
+    seconds = {"": float("inf"), ", deltatune": float("inf"), ", peft": float("inf")}
+    for _ in range(min(size.rounds, 5)):
+        for name in seconds:
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-c", f"import torch{name}"], check=True)
+            seconds[name] = min(seconds[name], time.perf_counter() - started)
+    alone = seconds[""]
+    return row("14.5", "import beyond torch, s", max(seconds[", deltatune"] - alone, 0.0),
+               peer=seconds[", peft"] - alone, floor=0.0, over="itself", must=0.15)  # fmt: skip
+
+
+def _optimiser(size: Size) -> Row:
+    """32 deltas of q and v on 12 layers: as 32 flat rows, and as 1536 tensors."""
+    model = llama(12)
+    bank = api.attach(model, "lora(rank=8)", slots=32)
+    mine = build_optimiser(Run(bank), Settings(learning_rate=1e-4))
+    shapes = [leaf.shape for leaf in bank.tensors(0).values()]
+    theirs = [nn.Parameter(torch.zeros(shape)) for _ in range(32) for shape in shapes]
+    default = torch.optim.AdamW(theirs, lr=1e-4)
+    for parameter in (*bank.parameters(), *theirs):
+        parameter.grad = torch.randn_like(parameter)
+    times = interleave({"ours": mine.step, "peer": default.step}, 2 * size.rounds)
+    return row("16", "optimiser step, 32 deltas, ms", 1e3 * times["ours"], peer=1e3 * times["peer"],
+               over="gain", must=6)  # fmt: skip
