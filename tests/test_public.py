@@ -33,6 +33,7 @@ PUBLIC = {
     "route",
     "save",
     "status",
+    "swap",
     "train",
 }
 HEAVY = {"torch", "transformers", "accelerate", "sklearn", "scipy", "datasets", "numpy", "pydantic"}

@@ -49,6 +49,7 @@ __all__ = [
     "route",
     "save",
     "status",
+    "swap",
     "train",
 ]
 
@@ -75,6 +76,7 @@ _HOMES = {
     "route": "deltatune.api",
     "save": "deltatune.api",
     "status": "deltatune.core.status",
+    "swap": "deltatune.core.swap",
     "train": "deltatune.api",
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -32,14 +33,24 @@ from deltatune.core.errors import (
     DeltatuneError,
     StateError,
 )
-from deltatune.core.fingerprint import Fingerprint, digest, fingerprint
+from deltatune.core.fingerprint import Fingerprint, fingerprint
 from deltatune.core.grammar import Expression, parse
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.layout import layout
 from deltatune.core.leaf import Leaf
 from deltatune.core.site import originals
 
-__all__ = ["Artefact", "backbone_of", "load", "read", "save", "stored_tensors"]
+__all__ = [
+    "Artefact",
+    "backbone_of",
+    "files_of",
+    "load",
+    "read",
+    "read_tensors",
+    "refuse",
+    "save",
+    "stored_tensors",
+]
 
 _JSON, _TENSORS = "delta.json", "delta.safetensors"
 
@@ -81,7 +92,7 @@ class Artefact(BaseModel):
 
 def backbone_of(delta: Delta) -> Fingerprint:
     """The fingerprint of the backbone of a delta, as it was before any delta."""
-    own: Mapping[str, Tensor] = originals(delta.model)
+    own: Mapping[str, Tensor] = originals(delta.model) if delta.host.merged else {}
     if isinstance(delta.bank, InPlaceBank):
         names = [name.partition("/")[2] for name in delta.bank.names]
         own = dict(zip(names, delta.bank.before, strict=True))
@@ -92,7 +103,7 @@ def backbone_of(delta: Delta) -> Fingerprint:
     heads = [
         site.path for part in delta.parts if part.method.category == "head" for site in part.sites
     ]
-    return fingerprint(delta.model, originals=own, excluded=heads)
+    return delta.host.fingerprint(heads, own)
 
 
 def stored_tensors(delta: Delta, slot: int = 0) -> dict[str, Tensor]:
@@ -142,7 +153,7 @@ def save(
         raise ConfigurationError(f"The facts cannot be written as JSON: {error}.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    delta.saved[slot] = (str(target), digest(delta.bank.read(slot)))
+    delta.saved[slot] = (str(target), delta.bank.digest(slot))
     return target
 
 
@@ -162,8 +173,7 @@ def _check_place(target: Path, overwrite: bool) -> None:
 def _write(delta: Delta, slot: int, facts: dict[str, Any], part: Path) -> None:
     """Writes both files of an artefact."""
     tensors = {
-        name: value.cpu().contiguous().clone()
-        for name, value in stored_tensors(delta, slot).items()
+        name: value.cpu().contiguous() for name, value in stored_tensors(delta, slot).items()
     }
     _check_finite(tensors, f"{delta.name} cannot be saved")
     save_file(tensors, part / _TENSORS)
@@ -234,6 +244,21 @@ def load(model: nn.Module, folder: str | Path, *, seed: int = 0) -> Delta:
     """
     artefact = read(folder)
     found = fingerprint(model, originals=originals(model), excluded=artefact.backbone.excluded)
+    refuse(folder, artefact, found)
+    try:
+        expression = parse(artefact.method)
+        leaves = {n: leaf for part in layout(model, expression) for n, leaf in part.leaves.items()}
+    except DeltatuneError as error:
+        raise ArtefactError(f"{folder}: {artefact.method!r} cannot be attached: {error}") from None
+    tensors = read_tensors(Path(folder), artefact, leaves)
+    delta = attach(model, expression, seed=seed)
+    delta.bank.write(0, tensors)
+    delta.saved[0] = (str(folder), delta.bank.digest(0))
+    return delta
+
+
+def refuse(folder: str | Path, artefact: Artefact, found: Fingerprint) -> None:
+    """Raises BackboneMismatchError if the backbone found is not the one an artefact is made for."""
     difference = artefact.backbone.difference(found)
     if difference is not None:
         made_for = artefact.backbone.name or artefact.backbone.kind
@@ -241,19 +266,14 @@ def load(model: nn.Module, folder: str | Path, *, seed: int = 0) -> Delta:
             f"The delta in {folder} was made for {made_for}; this model is {difference}. "
             "Load that backbone, or train the delta anew on this one."
         )
-    try:
-        expression = parse(artefact.method)
-        leaves = {n: leaf for part in layout(model, expression) for n, leaf in part.leaves.items()}
-    except DeltatuneError as error:
-        raise ArtefactError(f"{folder}: {artefact.method!r} cannot be attached: {error}") from None
-    tensors = _tensors(Path(folder), artefact, leaves)
-    delta = attach(model, expression, seed=seed)
-    delta.bank.write(0, tensors)
-    delta.saved[0] = (str(folder), digest(delta.bank.read(0)))
-    return delta
 
 
-def _tensors(folder: Path, artefact: Artefact, leaves: Mapping[str, Leaf]) -> dict[str, Tensor]:
+def files_of(folder: Path) -> tuple[Path, Path]:
+    """The description and the tensors of an artefact."""
+    return folder / _JSON, folder / _TENSORS
+
+
+def read_tensors(folder: Path, artefact: Artefact, leaves: Mapping[str, Leaf]) -> dict[str, Tensor]:
     """The tensors, read only after their names and shapes are those that the method announces."""
     expected = {name: leaf.shape for name, leaf in leaves.items()}
     listed = {name: entry.shape for name, entry in artefact.tensors.items()}
@@ -287,7 +307,8 @@ def _tensors(folder: Path, artefact: Artefact, leaves: Mapping[str, Leaf]) -> di
 
 def _check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     for name, value in tensors.items():
-        if value.is_floating_point() and not value.isfinite().all():
+        # A sum is one pass; it may overflow, so that only what it suspects is looked at.
+        if value.is_floating_point() and not (math.isfinite(value.sum()) or value.isfinite().all()):
             raise ArtefactError(
                 f"{what}: {name} holds values that are not finite. Train it anew, at a lower rate."
             )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.errors import StateError
+from deltatune.core.fingerprint import digest
 from deltatune.core.leaf import Leaf, draw
 from deltatune.core.whole import overwrite, whole
 
@@ -45,13 +46,14 @@ class Bank(nn.Module):
     """K rows of the same leaves.
 
     Args:
-        leaves: name to description, in the order of the row. Ties are resolved already.
+        leaves: name to description. Ties are resolved already.
         slots: K.
         device: where the rows live.
     """
 
     def __init__(self, leaves: Mapping[str, Leaf], slots: int, device: torch.device) -> None:
         super().__init__()
+        leaves = dict(sorted(leaves.items()))  # as safetensors lays them in a file
         self.trained = {name: leaf.shape for name, leaf in leaves.items() if leaf.trained}
         self.sizes = [leaf.count for leaf in leaves.values() if leaf.trained]
         width = sum(self.sizes)
@@ -89,6 +91,10 @@ class Bank(nn.Module):
         for name, attribute in self.fixed.items():
             getattr(self, attribute)[slot].copy_(values[name])
 
+    def overwrite(self, slot: int, row: Tensor) -> None:
+        """Sets all trained leaves of one slot from a flat row in the order of `trained`."""
+        overwrite(self.slots[slot], [row])
+
     def read(self, slot: int) -> dict[str, Tensor]:
         """The leaves of one slot, as views of its row; with the graph, where gradients are on."""
         pieces = torch.split(whole(self.slots[slot]), self.sizes)
@@ -97,6 +103,11 @@ class Bank(nn.Module):
             for (name, shape), piece in zip(self.trained.items(), pieces, strict=True)
         }
         return values | {name: getattr(self, at)[slot] for name, at in self.fixed.items()}
+
+    def digest(self, slot: int) -> str:
+        """A digest of all that one slot holds."""
+        fixed = {name: getattr(self, at)[slot] for name, at in self.fixed.items()}
+        return digest({"row": whole(self.slots[slot]), **fixed})
 
     def _pack(self) -> None:
         """Lays the rows together in one buffer."""

@@ -146,7 +146,8 @@ class Delta(nn.Module):
             "Say which row uses which slot: `with delta.route([0, 1, ...]):`."
         )
 
-    def _check_slot(self, slot: int) -> None:
+    def check_slot(self, slot: int) -> None:
+        """Raises ConfigurationError for a slot that is not there."""
         if not 0 <= slot < self.slots:
             raise ConfigurationError(
                 f"There is no slot {slot}: {self.name} has {self.slots}, counted from 0."
@@ -186,7 +187,7 @@ class Delta(nn.Module):
         """
         for slot in rows:
             if slot is not None:
-                self._check_slot(slot)
+                self.check_slot(slot)
         with self._route.set(Rows(tuple(rows))):
             yield
 
@@ -217,7 +218,7 @@ class Delta(nn.Module):
         if isinstance(self.bank, InPlaceBank):
             raise StateError(f"{self.name} trains the backbone itself. Detach it to stop that.")
         if slot is not None:
-            self._check_slot(slot)
+            self.check_slot(slot)
         for row in self.bank.slots if slot is None else [self.bank.slots[slot]]:
             row.requires_grad_(not frozen)
             row.grad = None
@@ -292,7 +293,7 @@ class Delta(nn.Module):
                 weights.
             ConfigurationError: there is no such slot.
         """
-        self._check_slot(slot)
+        self.check_slot(slot)
         merge(self, slot)
 
     def unmerge(self) -> None:

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from deltatune.core.chain import Chain, Inner
 from deltatune.core.errors import ConfigurationError
+from deltatune.core.fingerprint import Fingerprint, fingerprint
 
 if TYPE_CHECKING:
     from deltatune.core.delta import Delta
 
 __all__ = ["DRAWN", "Host", "host_of"]
 
+Marks = tuple[tuple[int, int], ...]
 _KEY = "_deltatune"
 DRAWN = "_deltatune_drawn"  # on a model: paths of modules that its checkpoint did not hold
 
@@ -36,6 +39,7 @@ class Host:
         self.deltas: list[Delta] = []
         self._chains: dict[nn.Module, Chain] = {}
         self.merged: list[Delta] = []
+        self._known: dict[tuple[str, ...], tuple[Marks, Fingerprint]] = {}
         self.depth = 0
         self.flags = [
             (module, name, parameter.requires_grad)
@@ -43,6 +47,7 @@ class Host:
             for name, parameter in module._parameters.items()
             if parameter is not None
         ]
+        self._with_buffers = [module for module in model.modules() if module._buffers]
         for module, name, _ in self.flags:
             module._parameters[name].requires_grad_(False)  # type: ignore[union-attr]
         self.lock = threading.RLock()
@@ -83,6 +88,32 @@ class Host:
             chain.remove()
             del self._chains[chain.module]
 
+    def fingerprint(
+        self, excluded: Collection[str], originals: Mapping[str, Tensor]
+    ) -> Fingerprint:
+        """The fingerprint of the model; see `fingerprint`.
+
+        It is not computed again while torch's counter of changes stands still for every tensor.
+        That counter does not see changes through `.data`.
+        """
+        marks = None if originals else self._marks()
+        key = tuple(sorted(excluded))
+        kept, found = self._known.get(key, (None, None))
+        if found is None or marks is None or kept != marks:
+            found = fingerprint(self.model, originals=originals, excluded=excluded)
+            if marks is not None:
+                self._known[key] = marks, found
+        return found
+
+    def _marks(self) -> Marks | None:
+        """What changes when a tensor is replaced or changed; None for shards and absent values."""
+        held: list[Tensor | None] = [m._parameters.get(name) for m, name, _ in self.flags]
+        held += [buffer for module in self._with_buffers for buffer in module._buffers.values()]
+        there = [tensor for tensor in held if tensor is not None]
+        if any(isinstance(tensor, DTensor) or tensor.is_meta for tensor in there):
+            return None
+        return tuple((tensor.data_ptr(), tensor._version) for tensor in there)
+
     @contextmanager
     def opened(self) -> Iterator[None]:
         """The outermost call of the model: every bank is joined and split once within it.
@@ -110,7 +141,8 @@ class Host:
                     delta.bank.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "lock"} | {"depth": 0}
+        state = {name: value for name, value in self.__dict__.items() if name != "lock"}
+        return state | {"depth": 0, "_known": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

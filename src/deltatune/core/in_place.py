@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.errors import StateError
+from deltatune.core.fingerprint import digest
 from deltatune.core.leaf import Leaf, zeros
 
 __all__ = ["InPlaceBank", "in_place_leaves"]
@@ -56,6 +57,10 @@ class InPlaceBank(nn.Module):
         """The parameters by name."""
         del slot
         return dict(zip(self.names, self.slots, strict=True))
+
+    def digest(self, slot: int) -> str:
+        """A digest of all parameters."""
+        return digest(self.read(slot))
 
     @torch.no_grad()
     def write(self, slot: int, values: Mapping[str, Tensor]) -> None:

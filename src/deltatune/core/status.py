@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from deltatune.core.delta import Delta, deltas_of
-from deltatune.core.fingerprint import digest
 
 __all__ = ["DeltaStatus", "SlotStatus", "Status", "status"]
 
@@ -87,7 +86,7 @@ def status(model: nn.Module) -> Status:
 
 def _slot(delta: Delta, slot: int) -> SlotStatus:
     folder, content = delta.saved.get(slot, (None, None))
-    changed = folder is not None and content != digest(delta.bank.read(slot))
+    changed = folder is not None and content != delta.bank.digest(slot)
     return SlotStatus(0 if delta.is_frozen(slot) else delta.bank.numel, folder, changed)
 
 

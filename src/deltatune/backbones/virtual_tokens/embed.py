@@ -226,9 +226,10 @@ def _extend(
 
 def _strip(output: Any, count: int) -> Any:
     """The output without its first `count` positions."""
+    # As one piece: a head multiplies a slice row by row, which takes several times as long.
     if isinstance(output, tuple):
-        return (output[0][:, count:], *output[1:])
-    output["last_hidden_state"] = output["last_hidden_state"][:, count:]
+        return (output[0][:, count:].contiguous(), *output[1:])
+    output["last_hidden_state"] = output["last_hidden_state"][:, count:].contiguous()
     if output.get("hidden_states") is not None:
         output["hidden_states"] = tuple(h[:, count:] for h in output["hidden_states"])
     if output.get("attentions") is not None:
