@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402
-from benchmarks import life, serving, steps  # noqa: E402
+from benchmarks import life, parallel, serving, steps  # noqa: E402
 from benchmarks.harness import Row, Size, machine, versions  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -30,6 +30,7 @@ from deltatune.study.source import code_version  # noqa: E402
 KEPT, RESULTS = ROOT / "build" / "bench.jsonl", ROOT / "docs" / "results"
 PARTS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "steps": steps.rows,
+    "parallel": parallel.rows,
     "serving": serving.rows,
     "life": life.rows,
 }

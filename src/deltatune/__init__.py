@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deltatune.core.grammar import parse
     from deltatune.core.run import Run
     from deltatune.core.status import status
+    from deltatune.core.swap import swap
     from deltatune.study.comparison import Comparison
     from deltatune.tasks.records import find_task
     from deltatune.tasks.task import Task

@@ -41,6 +41,7 @@ class Delta(nn.Module):
         bank: the tensors.
         seeds: one for each slot; initial values and dropout are keyed by it.
         step: the training step, which keys dropout.
+        steps: of slots that count their own.
         saved: slot to the folder it was last saved to or loaded from, with the digest of what it
             held then.
     """
@@ -64,6 +65,7 @@ class Delta(nn.Module):
         self.attached = False
         self.saved: dict[int, tuple[str, str]] = {}
         self.step = 0
+        self.steps: dict[int, int] = {}
         self.keyed = False
         self._route: PerThread[Rows | None] = PerThread(None)
         self._seen: tuple[object, ...] | None = None
@@ -169,7 +171,8 @@ class Delta(nn.Module):
 
     @property
     def _condition(self) -> tuple[object, ...]:
-        return self._route.get(), self.enabled, self.merged, self.dropping, self.step
+        steps = self.step, tuple(self.steps.items())
+        return self._route.get(), self.enabled, self.merged, self.dropping, steps
 
     def advance(self) -> None:
         """An outermost forward begins. Counts training steps, unless a training loop sets them."""

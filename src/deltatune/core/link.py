@@ -116,7 +116,7 @@ class Link:
         if not self.method.dropout or not delta.dropping or rows.empty:
             return None
         keys = [
-            ((delta.seeds[slot], delta.step, self.site.name), members)
+            ((delta.seeds[slot], delta.steps.get(slot, delta.step), self.site.name), members)
             for slot, members in rows.groups.items()
             if slot is not None
         ]

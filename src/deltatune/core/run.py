@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deltatune.core.delta import Delta
 from deltatune.core.errors import StateError
 
-__all__ = ["Run"]
+__all__ = ["Run", "SlotRun"]
 
 
 class Run(nn.Module):
@@ -88,3 +88,47 @@ class Run(nn.Module):
         """Says which step comes next: dropout is keyed by it."""
         self.delta.keyed = True
         self.delta.step = step
+
+
+class SlotRun(Run):
+    """One slot of a delta as a run of its own, beside the others on the same model.
+
+    Its forward sends every row through its slot. Its state names no slot, so that it goes on in
+    any.
+
+    Args:
+        delta: attached to its model.
+        slot: which of its slots.
+    """
+
+    def __init__(self, delta: Delta, slot: int) -> None:
+        super().__init__(delta)
+        delta.check_slot(slot)
+        self.slot = slot
+
+    def forward(self, **batch: Any) -> Any:
+        """See Run."""
+        with self.delta.route([self.slot]):
+            return super().forward(**batch)
+
+    def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """One group, of its slot; none where that is frozen."""
+        if not self.delta.attached:
+            raise StateError(f"{self.delta.name} is not attached: there is nothing to train.")
+        row = self.delta.bank.slots[self.slot]
+        group = {"params": [row], "lr": learning_rate, "weight_decay": weight_decay}
+        return [group] if row.requires_grad else []
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Every leaf of its slot, for a checkpoint."""
+        held = self.delta.bank.read(self.slot)
+        return {name: value.detach().clone() for name, value in held.items()}
+
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what `trainable_state` gave."""
+        self.delta.bank.write(self.slot, state)
+
+    def set_step(self, step: int) -> None:
+        """Says which step of its own comes next."""
+        self.delta.keyed = True
+        self.delta.steps[self.slot] = step

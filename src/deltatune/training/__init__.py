@@ -23,6 +23,7 @@ __all__ = [
     "Budget",
     "Epochs",
     "Evaluation",
+    "Job",
     "Progress",
     "Result",
     "Seconds",
@@ -33,6 +34,7 @@ __all__ = [
     "Trainable",
     "choose_progress",
     "fit",
+    "fit_many",
     "parse",
 ]
 
@@ -42,7 +44,9 @@ _HOMES = {
     "Result": "state",
     "Trainable": "trainable",
     "choose_progress": "progress",
+    "Job": "many",
     "fit": "loop",
+    "fit_many": "many",
 }
 
 

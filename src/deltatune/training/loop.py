@@ -29,10 +29,10 @@ from deltatune.training.random_state import isolated_random_state
 from deltatune.training.sampler import Sampler
 from deltatune.training.settings import Settings
 from deltatune.training.state import Ending, Evaluation, Result, RunState
-from deltatune.training.step import Collate, StepTaker
+from deltatune.training.step import Collate, StepTaker, Taken
 from deltatune.training.trainable import Trainable
 
-__all__ = ["Validate", "fit"]
+__all__ = ["Loop", "Validate", "begin", "fit"]
 
 Validate = Callable[[], Mapping[str, float]]
 
@@ -82,28 +82,19 @@ def fit(
     progress = progress or SilentProgress()
     accelerator = Accelerator()
     with isolated_random_state(accelerator.device):
-        taker, state, warmup = _begin(run, rows, collate, settings, budget, accelerator)
-        if settings.patience is not None and validate is None:
-            raise ConfigurationError(
-                "patience needs a validation. Give `validate`, or no patience."
-            )
-        store = None if folder is None or settings.checkpoint_every is None else Store(folder)
-        identity = _identity(taker, budget, metric, validate is not None, store is not None)
-        log = Log(folder)
+        taker, state, warmup = begin(run, rows, collate, settings, budget, accelerator)
+        loop = Loop.of(taker, state, warmup, budget, validate, metric, folder, progress)
         try:
-            loop = _Loop(
-                taker, state, warmup, budget, validate, metric, identity, log, store, progress
-            )
             progress.start(f"training for {budget}")
             loop.open()
             return loop.run_to_end()
         finally:
             progress.stop()
             run.eval()
-            log.close()
+            loop.log.close()
 
 
-def _begin(
+def begin(
     run: Trainable,
     rows: Sequence[Any],
     collate: Collate,
@@ -129,8 +120,8 @@ def _begin(
     return StepTaker(run, rows, collate, settings, accelerator), state, warmup
 
 
-@dataclass(frozen=True)
-class _Loop:
+@dataclass(frozen=True, eq=False)
+class Loop:
     """One run under way. All that changes is in `state` and in the run's tensors."""
 
     taker: StepTaker
@@ -143,6 +134,29 @@ class _Loop:
     log: Log
     store: Store | None
     progress: Progress
+
+    @classmethod
+    def of(
+        cls,
+        taker: StepTaker,
+        state: RunState,
+        warmup: float,
+        budget: Budget,
+        validate: Validate | None,
+        metric: str | None,
+        folder: Path | None,
+        progress: Progress,
+    ) -> Loop:
+        """A run before its first step. Raises ConfigurationError if the folder cannot be used."""
+        settings = taker.settings
+        if settings.patience is not None and validate is None:
+            raise ConfigurationError(
+                "patience needs a validation. Give `validate`, or no patience."
+            )
+        store = None if folder is None or settings.checkpoint_every is None else Store(folder)
+        identity = _identity(taker, budget, metric, validate is not None, store is not None)
+        log = Log(folder)
+        return cls(taker, state, warmup, budget, validate, metric, identity, log, store, progress)
 
     def open(self) -> None:
         """Goes to the last checkpoint, or writes a first one before any training."""
@@ -159,29 +173,42 @@ class _Loop:
 
     def run_to_end(self) -> Result:
         """Trains until the budget is spent or patience is at its end."""
-        settings, facts = self.taker.settings, self.state.facts
-        if facts.ending is None:
+        if not self.done:
             self.taker.run.train()
-        while facts.ending is None:
-            self._step()
-            spent = self._fraction() >= 1.0
-            if spent or _due(facts.steps, settings.evaluation_every):
-                self._evaluate()
-            if spent or self._impatient():
-                self._finish("budget" if spent else "patience")
-            elif _due(facts.steps, settings.checkpoint_every):
-                self._save()
-        return self._result()
+        while not self.done:
+            started = time.perf_counter()
+            taken = self.taker.take(self.state, self.factor)
+            self.after(taken, time.perf_counter() - started)
+        return self.result()
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended."""
+        return self.state.facts.ending is not None
+
+    @property
+    def factor(self) -> float:
+        """The learning rate of the next step, as a fraction of the highest."""
+        return schedule_factor(self.taker.settings.schedule, self._fraction(), self.warmup)
+
+    def after(self, taken: Taken, seconds: float) -> None:
+        """What follows a step: the log and, where they are due, evaluation, checkpoint and end."""
+        settings, facts = self.taker.settings, self.state.facts
+        facts.seconds += seconds
+        self._note(taken)
+        spent = self._fraction() >= 1.0
+        if spent or _due(facts.steps, settings.evaluation_every):
+            self._evaluate()
+        if spent or self._impatient():
+            self._finish("budget" if spent else "patience")
+        elif _due(facts.steps, settings.checkpoint_every):
+            self._save()
 
     def _fraction(self) -> float:
         return self.budget.fraction(self.state.facts.spent, self.state.sampler.batches_per_epoch)
 
-    def _step(self) -> None:
+    def _note(self, taken: Taken) -> None:
         facts = self.state.facts
-        started = time.perf_counter()
-        factor = schedule_factor(self.taker.settings.schedule, self._fraction(), self.warmup)
-        taken = self.taker.take(self.state, factor)
-        facts.seconds += time.perf_counter() - started
         if isinstance(self.budget, Tokens) and facts.tokens == 0:
             raise ConfigurationError(
                 "There are no tokens to count: the batches have neither attention_mask nor "
@@ -232,7 +259,7 @@ class _Loop:
             ending=ending,
             step=facts.steps,
             best_step=facts.best_step,
-            kept_step=self._result().kept_step,
+            kept_step=self.result().kept_step,
             seconds=facts.seconds,
             peak_memory=facts.peak_memory,
             peak_device_memory=facts.peak_device_memory,
@@ -274,7 +301,8 @@ class _Loop:
         facts.peak_memory = max(facts.peak_memory, peak_memory())
         facts.peak_device_memory = max(facts.peak_device_memory, peak_device_memory())
 
-    def _result(self) -> Result:
+    def result(self) -> Result:
+        """What was measured."""
         sampler, facts = self.state.sampler, self.state.facts
         kept = facts.best_step if self.taker.settings.keep_best else None
         return Result(

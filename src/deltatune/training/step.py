@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -19,11 +20,24 @@ from deltatune.training.settings import Settings
 from deltatune.training.state import RunState
 from deltatune.training.trainable import Trainable
 
-__all__ = ["Collate", "StepTaker", "Taken"]
+__all__ = ["Chosen", "Collate", "StepTaker", "Taken"]
 
 Collate = Callable[[Sequence[Any]], Mapping[str, Tensor]]
 
 _SHOWN_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a step is taken on.
+
+    Attributes:
+        rows: indices into the training data.
+        learning_rate: the largest over the parameter groups.
+    """
+
+    rows: Sequence[int]
+    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -65,23 +79,38 @@ class StepTaker:
         Raises TrainingError if loss or gradients are not finite, or nothing has a gradient; the
         trained tensors are then as they were before.
         """
-        chosen = next(state.sampler)
-        rate = state.set_rates(factor)
-        try:
-            loss = self._gradients(state, chosen)
-            norm = clip(state.optimiser, self.settings.max_norm)
-            if not math.isfinite(norm):
-                raise TrainingError(f"A gradient is not finite (norm {norm}, loss {loss:.6g})")
-            self._check_reached(state)
-        except TrainingError as error:
-            state.optimiser.zero_grad()
-            self._refuse(error, state, chosen, rate)
+        chosen = self.choose(state, factor)
+        with self.explained(state, chosen):
+            return self.finish(state, chosen, self._gradients(state, chosen.rows))
+
+    def choose(self, state: RunState, factor: float) -> Chosen:
+        """Begins a step: the rows that come next, and the learning rate."""
+        return Chosen(next(state.sampler), state.set_rates(factor))
+
+    def finish(self, state: RunState, chosen: Chosen, loss: float) -> Taken:
+        """Ends a step: clips the gradients that are there, and moves the tensors.
+
+        Raises TrainingError if a gradient is not finite, or nothing has one.
+        """
+        norm = clip(state.optimiser, self.settings.max_norm)
+        if not math.isfinite(norm):
+            raise TrainingError(f"A gradient is not finite (norm {norm}, loss {loss:.6g})")
+        self._check_reached(state)
         state.optimiser.step()
         state.optimiser.zero_grad()
         state.facts.steps += 1
-        state.facts.rows += len(chosen)
+        state.facts.rows += len(chosen.rows)
         state.facts.losses.append(loss)
-        return Taken(loss, norm, rate)
+        return Taken(loss, norm, chosen.learning_rate)
+
+    @contextmanager
+    def explained(self, state: RunState, chosen: Chosen) -> Iterator[None]:
+        """Within it a TrainingError drops the gradients, and says where it happened."""
+        try:
+            yield
+        except TrainingError as error:
+            state.optimiser.zero_grad()
+            self._refuse(error, state, chosen)
 
     def _gradients(self, state: RunState, chosen: Sequence[int]) -> float:
         """Adds the gradients of the mean loss over the chosen rows; returns that loss.
@@ -124,15 +153,13 @@ class StepTaker:
         if all(parameter.grad is None for group in groups for parameter in group["params"]):
             raise TrainingError("No trained parameter received a gradient")
 
-    def _refuse(
-        self, error: TrainingError, state: RunState, chosen: Sequence[int], rate: float
-    ) -> NoReturn:
+    def _refuse(self, error: TrainingError, state: RunState, chosen: Chosen) -> NoReturn:
         """Says where it happened and what to try."""
-        shown = ", ".join(str(row) for row in chosen[:_SHOWN_ROWS])
-        more = ", ..." if len(chosen) > _SHOWN_ROWS else ""
+        shown = ", ".join(str(row) for row in chosen.rows[:_SHOWN_ROWS])
+        more = ", ..." if len(chosen.rows) > _SHOWN_ROWS else ""
         raise TrainingError(
             f"{error} at step {state.facts.steps + 1}, rows [{shown}{more}], learning rate "
-            f"{rate:.3g}, {self.settings.precision}. The tensors are those of the step before. "
-            "Try a lower learning rate, a longer warm-up, a smaller max_norm or fp32, and look at "
-            "these rows."
+            f"{chosen.learning_rate:.3g}, {self.settings.precision}. The tensors are those of the "
+            "step before. Try a lower learning rate, a longer warm-up, a smaller max_norm or fp32, "
+            "and look at these rows."
         ) from error

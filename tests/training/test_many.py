@@ -1,0 +1,226 @@
+"""Many runs over one base: each ends as it would alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.training.standin import quick
+from torch import Tensor
+
+from deltatune import api
+from deltatune.core.delta import Delta
+from deltatune.core.errors import ConfigurationError, TrainingError
+from deltatune.core.run import Run
+from deltatune.testing.case import move
+from deltatune.testing.families import FAMILIES
+from deltatune.training import Result, Steps, fit
+from deltatune.training.budget import Budget
+from deltatune.training.losses import inputs_without_loss, loss_items, row_losses
+from deltatune.training.many import Job, fit_many
+
+METHODS = (
+    "lora(rank=2)",
+    "adapter(bottleneck=4)",
+    "bitfit",
+    "last_layer",
+    "prompt(length=2)",
+    "prefix(length=2)",
+    "lora(rank=2) + adapter(bottleneck=4) + prompt(length=2)",
+)
+SEEDS = (3, 8, 4)
+Row = Mapping[str, Any]
+
+
+def rows_for(family: str, seed: int, count: int = 12) -> list[dict[str, list[int]]]:
+    """Rows of 3 to 7 tokens, other ones for every seed, with the labels of the family."""
+    batch = FAMILIES[family].batch(count, seed=seed)
+    rows = []
+    for row in range(count):
+        ids = batch["input_ids"][row, : 3 + (row + seed) % 3].tolist()
+        labels: Any = ids[0] % 3 if family == "bert" else ids[: 2 + row % 2]
+        if family == "llama":
+            labels = [-100, *ids[1:]]
+        rows.append({"input_ids": ids, "labels": labels})
+    return rows
+
+
+def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Rows padded to the longest of them, on the right."""
+
+    def padded(name: str, fill: int) -> Tensor:
+        longest = max(len(row[name]) for row in rows)
+        return torch.tensor([[*row[name], *[fill] * (longest - len(row[name]))] for row in rows])
+
+    ids = padded("input_ids", 0)
+    mask = torch.tensor([[int(k < len(r["input_ids"])) for k in range(ids.shape[1])] for r in rows])
+    single = not isinstance(rows[0]["labels"], list)
+    labels = torch.tensor([r["labels"] for r in rows]) if single else padded("labels", -100)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def jobs_for(family: str, folder: Path | None = None, **changed: Any) -> list[Job]:
+    """Three runs that differ in everything that may differ."""
+    return [
+        Job(
+            rows_for(family, seed),
+            quick(
+                learning_rate=rate,
+                per_device_batch_size=size,
+                seed=seed,
+                base_dropout=False,
+                **changed,
+            ),
+            budget,
+            folder=None if folder is None else folder / str(seed),
+        )
+        for seed, rate, size, budget in zip(
+            SEEDS, (3e-3, 1e-2, 1e-3), (4, 3, 5), (Steps(12), Steps(7), Steps(15)), strict=True
+        )
+    ]
+
+
+def bank_for(family: str, method: str, seeds: Sequence[int] = SEEDS) -> Delta:
+    return api.attach(FAMILIES[family].build(), method, slots=len(seeds), seed=list(seeds))
+
+
+def function(delta: Delta, family: str, slot: int) -> Tensor:
+    """What a slot computes. Its tensors tell less: what has no effect (a bias of the keys) has a
+    gradient of rounding errors, which Adam makes as large as any.
+    """
+    kin = FAMILIES[family]
+    with delta.route([slot]), torch.no_grad():
+        return kin.logits(delta.model, kin.batch())  # type: ignore[arg-type]
+
+
+def alone(family: str, method: str, job: Job, seed: int) -> tuple[Result, Tensor]:
+    """The result of a run by itself, and what its delta computes then."""
+    delta = bank_for(family, method, [seed])
+    result = fit(Run(delta), job.rows, collate, settings=job.settings, budget=job.budget)
+    return result, function(delta, family, 0)
+
+
+def same(mine: Sequence[float], theirs: Sequence[float]) -> None:
+    assert len(mine) == len(theirs)
+    assert max(abs(one - two) for one, two in zip(mine, theirs, strict=True)) < 1e-5
+
+
+def results(found: Sequence[Result | TrainingError]) -> list[Result]:
+    assert all(isinstance(one, Result) for one in found), found
+    return [one for one in found if isinstance(one, Result)]
+
+
+CASES = [(method, 4000, "bert") for method in METHODS]
+CASES += [(METHODS[0], 4000, "llama"), (METHODS[-1], 7, "t5"), (METHODS[-1], 7, "llama")]
+
+
+@pytest.mark.parametrize(("method", "tokens", "family"), CASES)
+def test_each_run_ends_as_it_would_alone(method: str, tokens: int, family: str) -> None:
+    bank, jobs = bank_for(family, method), jobs_for(family)
+    found = results(fit_many(bank, jobs, collate, tokens=tokens))
+    for slot, (job, seed, result) in enumerate(zip(jobs, SEEDS, found, strict=True)):
+        expected, logits = alone(family, method, job, seed)
+        same(result.losses, expected.losses)
+        assert (result.steps, result.rows, result.tokens) == (
+            expected.steps,
+            expected.rows,
+            expected.tokens,
+        )
+        torch.testing.assert_close(function(bank, family, slot), logits, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "bert", "roberta", "llama", "gpt2"])
+def test_the_losses_of_the_rows_make_up_the_models_own(family: str) -> None:
+    model = FAMILIES[family].build()
+    kind = {"bart": "t5", "roberta": "bert", "gpt2": "llama"}.get(family, family)
+    batch = collate(rows_for(kind, 1))
+    own = model(**batch).loss
+    logits = model(**inputs_without_loss(model, batch)).logits
+    each, items = row_losses(model, logits, batch["labels"]), loss_items(batch["labels"])
+    torch.testing.assert_close(each.sum() / items.sum(), own)
+    assert each.shape == items.shape == (12,)
+
+
+def test_values_are_a_loss_too() -> None:
+    model = FAMILIES["bert"].build()
+    model.config.num_labels, model.config.problem_type = 1, "regression"
+    model.num_labels, model.classifier = 1, torch.nn.Linear(32, 1)
+    batch = collate(rows_for("bert", 1))
+    batch["labels"] = batch["labels"].float()
+    logits = model(**inputs_without_loss(model, batch)).logits
+    torch.testing.assert_close(
+        row_losses(model, logits, batch["labels"]).mean(), model(**batch).loss
+    )
+
+
+def test_a_run_that_diverges_stops_alone() -> None:
+    bank, jobs = bank_for("bert", "lora(rank=2)"), jobs_for("bert")
+    wild = jobs[1].settings.model_copy(update={"learning_rate": 1e38, "max_norm": None})
+    found = fit_many(bank, [jobs[0], Job(jobs[1].rows, wild, Steps(7)), jobs[2]], collate)
+    assert isinstance(found[1], TrainingError) and "not finite" in str(found[1])
+    for slot in (0, 2):
+        expected, logits = alone("bert", "lora(rank=2)", jobs[slot], SEEDS[slot])
+        same(results([found[slot]])[0].losses, expected.losses)
+        torch.testing.assert_close(function(bank, "bert", slot), logits, rtol=1e-3, atol=1e-4)
+
+
+def test_interrupted_runs_go_on(tmp_path: Path) -> None:
+    jobs = jobs_for("bert", tmp_path, checkpoint_every=3, evaluation_every=5)
+    calls: list[int] = []
+
+    def validate() -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return {"score": 1.0}
+
+    def validated(budget: Budget, job: Job) -> Job:
+        return Job(job.rows, job.settings, budget, validate, "score", job.folder)
+
+    held = [validated(job.budget, job) for job in jobs]
+    with pytest.raises(KeyboardInterrupt):
+        fit_many(bank_for("bert", "lora(rank=2)"), held, collate)
+    found = results(fit_many(bank_for("bert", "lora(rank=2)"), held, collate))
+    whole = results(fit_many(bank_for("bert", "lora(rank=2)"), jobs_for("bert"), collate))
+    for one, other in zip(found, whole, strict=True):
+        same(one.losses, other.losses)
+    again = results(fit_many(bank_for("bert", "lora(rank=2)"), held, collate))
+    assert [one.losses for one in again] == [one.losses for one in found]  # nothing is run again
+
+
+def test_validation_sees_the_slot_of_its_run() -> None:
+    bank = bank_for("bert", "lora(rank=2)")
+    move(bank)
+    seen: dict[int, Tensor] = {}
+    kin = FAMILIES["bert"]
+
+    def validate(slot: int) -> dict[str, float]:
+        with torch.no_grad():
+            seen[slot] = kin.logits(bank.model, kin.batch())  # type: ignore[arg-type]
+        return {"score": 0.0}
+
+    jobs = [
+        Job(job.rows, job.settings, Steps(2), lambda slot=slot: validate(slot), "score")  # type: ignore[misc]
+        for slot, job in enumerate(jobs_for("bert"))
+    ]
+    fit_many(bank, jobs, collate)
+    for slot, logits in seen.items():
+        assert torch.equal(function(bank, "bert", slot), logits)
+
+
+def test_what_does_not_fit_together_is_refused() -> None:
+    bank, jobs = bank_for("bert", "lora(rank=2)"), jobs_for("bert")
+    with pytest.raises(ConfigurationError, match="slots=4"):
+        fit_many(bank, [*jobs, jobs[0]], collate)
+    with pytest.raises(ConfigurationError, match="slots=1"):
+        fit_many(bank, [], collate)
+    with pytest.raises(ConfigurationError, match="one pass may have 4"):
+        fit_many(bank, jobs, collate, tokens=4)
+    mixed = jobs[0].settings.model_copy(update={"precision": "bf16"})
+    with pytest.raises(ConfigurationError, match="one precision"):
+        fit_many(bank, [jobs[0], Job(jobs[1].rows, mixed, Steps(3))], collate)
+    assert math.isfinite(results(fit_many(bank, jobs[:1], collate))[0].losses[0])
