@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from deltatune import api
 from deltatune.core.dropout import Mask, drop
 from deltatune.core.low_rank import Difference, linear_with
+from deltatune.testing.case import move
+from deltatune.testing.families import FAMILIES
 
 SIZES = st.integers(1, 6)
 
@@ -86,6 +90,34 @@ def test_its_second_derivatives_are_right() -> None:
 
     assert torch.autograd.gradcheck(function, (x, A, B))
     assert torch.autograd.gradgradcheck(function, (x, A, B))
+
+
+def test_transforms_of_torch_take_the_plain_road() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5)).requires_grad_(False)
+    x = torch.randn(3, 2, 4)
+    delta = api.attach(model, "lora(rank=2, at='0')")
+    move(delta)
+
+    def loss(x: Tensor) -> Tensor:
+        found: Tensor = model(x).square().sum()
+        return found
+
+    wanted = torch.autograd.functional.jacobian(loss, x)
+    torch.testing.assert_close(torch.func.grad(loss)(x), wanted)
+    each = torch.func.vmap(torch.func.grad(lambda row: loss(row[None])))(x)
+    torch.testing.assert_close(each, wanted)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_map_that_is_unfrozen_by_hand_gets_its_gradient(name: str) -> None:
+    kin = FAMILIES["bert"]
+    model = kin.build()
+    delta = api.attach(model, "lora(rank=2)")
+    parameter = model.get_parameter(f"bert.encoder.layer.0.attention.self.query.{name}")
+    parameter.requires_grad_()
+    move(delta)
+    kin.logits(model, kin.batch()).square().sum().backward()
+    assert parameter.grad is not None and parameter.grad.abs().max() > 0
 
 
 def test_dropout_keeps_the_input_and_nothing_else() -> None:

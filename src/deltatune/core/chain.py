@@ -174,8 +174,10 @@ class Chain:
             or self.previous is not None
             or len(args) > 1
             or dense[0].dtype != x.dtype
+            or any(one is not None and one.requires_grad for one in dense)  # unfrozen by hand
             or torch.is_autocast_enabled(x.device.type)
             or torch.compiler.is_compiling()  # it joins the operations itself
+            or torch._C._functorch.peek_interpreter_stack() is not None  # a transform of torch.func
             or any(one.uniform is None and one.equal is None for one in rows)
         ):
             return None

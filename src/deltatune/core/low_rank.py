@@ -62,20 +62,23 @@ def linear_with(
 class _LinearWith(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
         parts: tuple[tuple[int, int, Mask | None], ...],
         x: Tensor,
         W: Tensor,
         b: Tensor | None,
         *factors: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, W, *factors)
-        ctx.parts = parts
         y = functional.linear(x, W, b)
-        for (start, stop, mask), A, B in zip(ctx.parts, factors[::2], factors[1::2], strict=True):
+        for (start, stop, mask), A, B in zip(parts, factors[::2], factors[1::2], strict=True):
             read = _grouped(x if mask is None else mask.times(x), A)
             _add_product(_grouped(y, A)[..., start:stop], read @ A.mT, B.mT)
         return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        del output
+        ctx.parts, x, W, _, *factors = inputs
+        ctx.save_for_backward(x, W, *factors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
