@@ -94,22 +94,22 @@ def _cell(value: Any) -> str:
 
 def _page(rows: Sequence[dict[str, Any]], measured_on: dict[str, Any], dtype: str) -> str:
     machine, held = measured_on["machine"], sum(row["holds"] for row in rows)
-    speed = ", ".join(f"{n} in {d}" for d, n in machine["gflops_of_1024_products"].items())
+    speeds = machine["gflops_of_1024_products"].items()
+    speed = ", ".join(f"{number} in {name}" for name, number in speeds)
     lines = [f"| {' | '.join(_cell(row[name]) for name in COLUMNS)} |" for row in rows]
     return "\n".join(
         [
             "# Time and memory",
             "",
             f"{machine['processor']}, {machine['threads']} thread of {machine['cores']} cores, "
-            f"{'with' if machine['amx'] else 'without'} AMX, GFLOP/s of a product of 1024: {speed}; "
+            f"{'with' if machine['amx'] else 'without'} AMX. Products of 1024: {speed} GFLOP/s. "
             + ", ".join(f"{name} {text}" for name, text in measured_on["versions"].items())
             + f". Backbones in {dtype}. Contenders take turns in one process; the shortest of at "
             "least 7 rounds counts. Made by `make bench`.",
             "",
-            f"{held} of {len(rows)} bounds hold. The bounds were set for bf16 on a processor with AMX, "
-            "where a product takes a tenth of the time that it takes here in fp32, and what a library "
-            "adds to it weighs ten times as much. Goals without a row here (8, 9, 10, 15, 17) are not "
-            "built.",
+            f"{held} of {len(rows)} bounds hold. They were set for bf16 on a processor with AMX "
+            "(2,500 GFLOP/s), where what a library adds to the products weighs far more than here. "
+            "Goals without a row (8, 9, 10, 15, 17) are not built.",
             "",
             f"| {' | '.join(COLUMNS)} |",
             "|" + "---|" * len(COLUMNS),
