@@ -189,14 +189,14 @@ class Loop:
     @property
     def factor(self) -> float:
         """The learning rate of the next step, as a fraction of the highest."""
-        return schedule_factor(self.taker.settings.schedule, self._fraction(), self.warmup)
+        return schedule_factor(self.taker.settings.schedule, self.fraction(), self.warmup)
 
     def after(self, taken: Taken, seconds: float) -> None:
         """What follows a step: the log and, where they are due, evaluation, checkpoint and end."""
         settings, facts = self.taker.settings, self.state.facts
         facts.seconds += seconds
         self._note(taken)
-        spent = self._fraction() >= 1.0
+        spent = self.fraction() >= 1.0
         if spent or _due(facts.steps, settings.evaluation_every):
             self._evaluate()
         if spent or self._impatient():
@@ -204,7 +204,8 @@ class Loop:
         elif _due(facts.steps, settings.checkpoint_every):
             self._save()
 
-    def _fraction(self) -> float:
+    def fraction(self) -> float:
+        """How much of the budget is spent."""
         return self.budget.fraction(self.state.facts.spent, self.state.sampler.batches_per_epoch)
 
     def _note(self, taken: Taken) -> None:
@@ -216,7 +217,7 @@ class Loop:
             )
         spent = {"step": facts.steps, "tokens": facts.tokens, "seconds": facts.seconds}
         self.log.write("step", **spent, **asdict(taken))
-        self.progress.step(facts.steps, self._fraction(), taken.loss, taken.learning_rate)
+        self.progress.step(facts.steps, self.fraction(), taken.loss, taken.learning_rate)
 
     def _evaluate(self) -> None:
         """Scores the run, and remembers its tensors if they are the best so far."""

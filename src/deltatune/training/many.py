@@ -151,21 +151,27 @@ class _Together:
     def run(self) -> list[Result | TrainingError]:
         """Steps until every run has ended."""
         failed: dict[int, TrainingError] = {}
+        steps = 0
         while active := [k for k, one in enumerate(self.loops) if not one.done and k not in failed]:
             self.loops[active[0]].taker.run.train()
             started = time.perf_counter()
             chosen = {k: self._choose(k) for k in active}
             losses = self._gradients(chosen)
+            seconds = time.perf_counter() - started
             for k in active:
                 try:
-                    self._finish(k, chosen[k], losses[k], started)
+                    self._finish(k, chosen[k], losses[k], seconds)
                 except TrainingError as error:
                     failed[k] = error
                     self.progress.say(f"run {k} stopped: {error}")
-            done = self.loops[active[0]]
-            mean = sum(losses.values()) / len(losses)
-            facts = done.state.facts
-            self.progress.step(facts.steps, 1 - len(active) / len(self.loops), mean, 0.0)
+            steps += 1
+            spent = [1.0 if k in failed else loop.fraction() for k, loop in enumerate(self.loops)]
+            self.progress.step(
+                steps,
+                sum(spent) / len(spent),
+                sum(losses.values()) / len(losses),
+                max(one.learning_rate for one in chosen.values()),
+            )
         return [failed.get(k) or loop.result() for k, loop in enumerate(self.loops)]
 
     def _choose(self, k: int) -> Chosen:
@@ -174,13 +180,13 @@ class _Together:
         loop.state.facts.forwards += 1
         return loop.taker.choose(loop.state, loop.factor)
 
-    def _finish(self, k: int, chosen: Chosen, loss: float, started: float) -> None:
+    def _finish(self, k: int, chosen: Chosen, loss: float, seconds: float) -> None:
         loop = self.loops[k]
         with loop.taker.explained(loop.state, chosen):
             if not math.isfinite(loss):
                 raise TrainingError(f"The loss is not finite ({loss})")
             taken = loop.taker.finish(loop.state, chosen, loss)
-        loop.after(taken, time.perf_counter() - started)
+        loop.after(taken, seconds)
 
     def _gradients(self, chosen: Mapping[int, Chosen]) -> dict[int, float]:
         """Adds to every slot the gradient of its run's mean loss; returns the losses."""
