@@ -141,6 +141,7 @@ def step_memory(prepare: Callable[[], Work]) -> int:
     child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(1)  # the threads of the parent did not come along
             step = prepare()
             before = _resident()
             step()
