@@ -109,3 +109,19 @@ def test_a_weight_changed_under_the_delta_is_seen(tmp_path: Path) -> None:
         held.model.get_parameter("classifier.weight").view(-1)[2] += 1e-3
     with pytest.raises(BackboneMismatchError, match="other weights"):
         swap(held, folder)
+
+
+def test_a_weight_that_is_replaced_or_moved_is_seen(tmp_path: Path) -> None:
+    held, folder = bank(), saved(tmp_path)
+    swap(held, folder)
+    classifier = held.model.get_submodule("classifier")
+    weight = classifier.get_parameter("weight")
+    other = torch.nn.Parameter(weight.detach() + 1, requires_grad=False)
+    classifier.register_parameter("weight", other)
+    with pytest.raises(BackboneMismatchError, match="other weights"):
+        swap(held, folder)
+    classifier.register_parameter("weight", weight)
+    swap(held, folder)
+    weight.data = weight.data + 1
+    with pytest.raises(BackboneMismatchError, match="other weights"):
+        swap(held, folder)

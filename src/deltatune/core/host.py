@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Collection, Iterator, Mapping
+import weakref
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DRAWN", "Host", "host_of"]
 
-Marks = tuple[tuple[int, int], ...]
+Marks = list[tuple[weakref.ref[Tensor], int, int]]
 _KEY = "_deltatune"
 DRAWN = "_deltatune_drawn"  # on a model: paths of modules that its checkpoint did not hold
 
@@ -96,23 +97,22 @@ class Host:
         It is not computed again while torch's counter of changes stands still for every tensor.
         That counter does not see changes through `.data`.
         """
-        marks = None if originals else self._marks()
-        key = tuple(sorted(excluded))
-        kept, found = self._known.get(key, (None, None))
-        if found is None or marks is None or kept != marks:
-            found = fingerprint(self.model, originals=originals, excluded=excluded)
-            if marks is not None:
-                self._known[key] = marks, found
+        there = [] if originals else self._tensors()
+        kept = self._known.get(tuple(sorted(excluded)))
+        if kept is not None and there and _unchanged(kept[0], there):
+            return kept[1]
+        found = fingerprint(self.model, originals=originals, excluded=excluded)
+        if there:
+            self._known[tuple(sorted(excluded))] = _marks(there), found
         return found
 
-    def _marks(self) -> Marks | None:
-        """What changes when a tensor is replaced or changed; None for shards and absent values."""
+    def _tensors(self) -> list[Tensor]:
+        """All parameters and buffers; none where they are sharded or absent."""
         held: list[Tensor | None] = [m._parameters.get(name) for m, name, _ in self.flags]
         held += [buffer for module in self._with_buffers for buffer in module._buffers.values()]
         there = [tensor for tensor in held if tensor is not None]
-        if any(isinstance(tensor, DTensor) or tensor.is_meta for tensor in there):
-            return None
-        return tuple((tensor.data_ptr(), tensor._version) for tensor in there)
+        apart = any(isinstance(tensor, DTensor) or tensor.is_meta for tensor in there)
+        return [] if apart else there
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -164,6 +164,18 @@ class _Opening:
                 )
         with self.host.opened():
             return inner(*args, **kwargs)
+
+
+def _marks(tensors: Sequence[Tensor]) -> Marks:
+    """What changes when a tensor is replaced, moved or changed."""
+    return [(weakref.ref(one), one.data_ptr(), one._version) for one in tensors]
+
+
+def _unchanged(marks: Marks, tensors: Sequence[Tensor]) -> bool:
+    return len(marks) == len(tensors) and all(
+        held() is one and place == one.data_ptr() and version == one._version
+        for (held, place, version), one in zip(marks, tensors, strict=True)
+    )
 
 
 def _batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
