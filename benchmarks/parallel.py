@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Row, Size, Work, interleave, row
-from benchmarks.steps import base, ids, loss, peer
+from benchmarks.steps import backward, base, floor, ids, loss, peer
 from deltatune import api
 from deltatune.testing.case import move
 
@@ -29,7 +29,7 @@ def rows(size: Size) -> Iterator[Row]:
             {
                 "ours": _together(size, runs, examples, length),
                 "peer": _in_turn(size, runs, examples, length),
-                "floor": _bare(size, runs * examples, length),
+                "floor": backward(floor(size, size.dtype), ids(runs * examples, length)),
             },
             size.rounds,
         )
@@ -70,11 +70,3 @@ def _in_turn(size: Size, runs: int, examples: int, length: int) -> Work:
             optimiser.zero_grad()
 
     return step
-
-
-def _bare(size: Size, examples: int, length: int) -> Work:
-    """The base alone over all rows at once."""
-    model = base(size.layers, size.dtype)
-    model.embeddings.register_forward_hook(lambda *called: called[2].requires_grad_())
-    batch = ids(examples, length)
-    return lambda: torch.autograd.backward(loss(model, batch))

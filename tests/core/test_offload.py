@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deltatune import api
 from deltatune.core.artefact import backbone_of
 from deltatune.core.delta import Delta
-from deltatune.core.errors import UnsupportedError
+from deltatune.core.errors import StateError, UnsupportedError
 from deltatune.testing.case import Case, close, close_gradients, marks, move
 
 Offload = Callable[[nn.Module, Path], None]
@@ -71,3 +71,14 @@ def test_a_delta_acts_on_an_offloaded_backbone(
     close(case.logits(model), base)
     if not first:
         assert marks(model) == before
+
+
+def test_the_control_is_told_when_its_parameters_were_replaced() -> None:
+    case = Case("full", "bert")
+    with case.attached() as (model, _):
+        name, parameter = next(model.named_parameters())
+        path, _, own = name.rpartition(".")
+        again = nn.Parameter(parameter.detach().clone())
+        model.get_submodule(path).register_parameter(own, again)
+        with pytest.raises(StateError, match="Attach it afterwards"):
+            case.logits(model)

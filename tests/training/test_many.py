@@ -19,8 +19,9 @@ from deltatune.core.run import Run
 from deltatune.testing.case import move
 from deltatune.testing.families import FAMILIES
 from deltatune.training import Result, Steps, fit
+from deltatune.training.batch import loss_items
 from deltatune.training.budget import Budget
-from deltatune.training.losses import inputs_without_loss, loss_items, row_losses
+from deltatune.training.losses import inputs_without_loss, row_losses
 from deltatune.training.many import Job, fit_many
 
 METHODS = (

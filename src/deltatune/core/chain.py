@@ -165,12 +165,13 @@ class Chain:
         """The output with all low-rank differences, computed together with the frozen map; None
         where this cannot be done: the map is not a plain one, or rows are mixed.
         """
-        dense, x = storage_of(self.module).dense(self.module), args[0]
         low_rank = [link for link in links if link.method.has_factors()]
+        if not low_rank:
+            return None
+        dense, x = storage_of(self.module).dense(self.module), args[0]
         rows = [link.rows(x.shape[0]) for link in low_rank]
         if (
             dense is None
-            or not low_rank
             or self.previous is not None
             or len(args) > 1
             or dense[0].dtype != x.dtype

@@ -6,19 +6,22 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError
 
 __all__ = [
+    "IGNORED",
     "count_loss_items",
     "count_tokens",
     "describe_tensors",
     "digest_rows",
+    "loss_items",
     "row_length",
 ]
 
-_IGNORED = -100  # the label that torch's cross entropy leaves out
+IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
 def count_tokens(batch: Mapping[str, Tensor]) -> int:
@@ -35,11 +38,14 @@ def count_loss_items(batch: Mapping[str, Tensor]) -> int:
     For a decoder this takes the first token of a row to have no label, as it is with a prompt.
     """
     labels = batch.get("labels")
-    if labels is None:
-        return len(next(iter(batch.values())))
+    return len(next(iter(batch.values()))) if labels is None else int(loss_items(labels).sum())
+
+
+def loss_items(labels: Tensor) -> Tensor:
+    """[rows], over how many items each row's loss is a sum: target tokens, or the row itself."""
     if labels.dim() > 1 and not labels.is_floating_point():
-        return int((labels != _IGNORED).sum())
-    return len(labels)
+        return (labels != IGNORED).sum(1)
+    return torch.ones(len(labels), dtype=torch.long, device=labels.device)
 
 
 def row_length(row: Any) -> int:

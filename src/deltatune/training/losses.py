@@ -9,25 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from deltatune.core.errors import UnsupportedError
+from deltatune.training.batch import IGNORED
 
-__all__ = ["inputs_without_loss", "loss_items", "row_losses"]
-
-_IGNORED = -100  # the label that torch's cross entropy leaves out
-
-
-def loss_items(labels: Tensor) -> Tensor:
-    """[rows], over how many items each row's loss is a sum: target tokens, or the row itself.
-
-    For a decoder this takes the first token of a row to have no label, as it is with a prompt.
-    """
-    if labels.dim() > 1 and not labels.is_floating_point():
-        return (labels != _IGNORED).sum(1)
-    return torch.ones(len(labels), dtype=torch.long, device=labels.device)
+__all__ = ["inputs_without_loss", "row_losses"]
 
 
 def inputs_without_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -65,7 +53,7 @@ def row_losses(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
         squares = functional.mse_loss(values, labels.float(), reduction="none")
         return squares if squares.dim() == 1 else squares.mean(1)
     if labels.dim() == 1 and logits.dim() == 2:
-        return functional.cross_entropy(logits, labels, reduction="none", ignore_index=_IGNORED)
+        return functional.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED)
     if labels.dim() != 2 or logits.dim() != 3:
         raise UnsupportedError(
             f"Labels {tuple(labels.shape)} and logits {tuple(logits.shape)} are of no known loss."
@@ -73,7 +61,7 @@ def row_losses(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
     if not _both(model):  # a decoder's logits are about the token that follows
         logits, labels = logits[:, :-1], labels[:, 1:]
     each = functional.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=_IGNORED
+        logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED
     )
     return each.view(labels.shape).sum(1)
 

@@ -24,10 +24,10 @@ from torch import Tensor
 from deltatune.core.delta import Delta
 from deltatune.core.errors import ConfigurationError, TrainingError
 from deltatune.core.run import SlotRun
-from deltatune.training.batch import count_tokens, row_length
+from deltatune.training.batch import count_tokens, loss_items, row_length
 from deltatune.training.budget import Budget
 from deltatune.training.loop import Loop, Validate, begin
-from deltatune.training.losses import inputs_without_loss, loss_items, row_losses
+from deltatune.training.losses import inputs_without_loss, row_losses
 from deltatune.training.progress import Progress, SilentProgress
 from deltatune.training.random_state import isolated_random_state
 from deltatune.training.settings import Settings
