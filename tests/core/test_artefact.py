@@ -258,6 +258,19 @@ def test_a_failing_rename_brings_the_former_one_back(
     api.load(folder, KIN.build())
 
 
+def test_a_state_dict_may_hold_what_no_module_does(tmp_path: Path) -> None:
+    models = [KIN.build() for _ in range(2)]
+    for scale, model in enumerate(models):
+
+        def add(module: Any, state: dict[str, Any], *rest: Any, scale: int = scale) -> None:
+            state["model.layers.0.mlp.up_proj.weight.scales"] = torch.full((3,), float(scale))
+
+        model.register_state_dict_post_hook(add)
+    folder = api.save(api.attach(models[0], "lora"), tmp_path / "one")
+    with pytest.raises(BackboneMismatchError, match="other weights"):
+        api.load(folder, models[1])
+
+
 def test_facts_must_be_json(delta: Delta, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="facts"):
         save(delta, tmp_path / "delta", facts={"model": object()})

@@ -15,7 +15,7 @@ from torch import Tensor
 from deltatune import api
 from deltatune.core.delta import Delta
 from deltatune.core.errors import ConfigurationError, TrainingError
-from deltatune.core.run import Run
+from deltatune.core.run import Run, SlotRun
 from deltatune.testing.case import move
 from deltatune.testing.families import FAMILIES
 from deltatune.training import Result, Steps, fit
@@ -156,6 +156,27 @@ def test_values_are_a_loss_too() -> None:
     torch.testing.assert_close(
         row_losses(model, logits, batch["labels"]).mean(), model(**batch).loss
     )
+
+
+def test_a_slot_is_a_run_by_itself() -> None:
+    bank, jobs = bank_for("bert", "lora(rank=2)"), jobs_for("bert")
+    others = {name: value.clone() for name, value in bank.tensors(0).items()}
+    job = jobs[1]
+    result = fit(SlotRun(bank, 1), job.rows, collate, settings=job.settings, budget=job.budget)
+    expected, logits = alone("bert", "lora(rank=2)", job, SEEDS[1])
+    same(result.losses, expected.losses)
+    torch.testing.assert_close(function(bank, "bert", 1), logits, rtol=1e-3, atol=1e-4)
+    assert all(torch.equal(value, others[name]) for name, value in bank.tensors(0).items())
+
+
+def test_who_trains_next_has_draws_of_dropout_of_its_own() -> None:
+    bank, jobs = bank_for("bert", "lora(rank=2, dropout=0.5)", SEEDS[:2]), jobs_for("bert")
+    results(fit_many(bank, jobs[:2], collate))
+    kin = FAMILIES["bert"]
+    bank.train()
+    with bank.route([0, 0, 1, 1]):
+        first, second = (kin.logits(bank.model, kin.batch()) for _ in range(2))  # type: ignore[arg-type]
+    assert not torch.equal(first[:2], second[:2]) and not torch.equal(first[2:], second[2:])
 
 
 def test_a_run_that_diverges_stops_alone() -> None:

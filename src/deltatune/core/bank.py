@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from deltatune.core.errors import StateError
 from deltatune.core.fingerprint import digest
@@ -110,7 +111,9 @@ class Bank(nn.Module):
         return digest({"row": whole(self.slots[slot]), **fixed})
 
     def _pack(self) -> None:
-        """Lays the rows together in one buffer."""
+        """Lays the rows together in one buffer, unless they are sharded."""
+        if any(isinstance(row, DTensor) for row in self.slots):
+            return
         buffer = torch.stack([row.detach() for row in self.slots])
         for row, place in zip(self.slots, buffer.unbind(0), strict=True):
             row.data = place

@@ -120,10 +120,13 @@ def _digests(
     """The digests of the values, one at a time in full: in their own dtype, and cast to bf16."""
     found = xxhash.xxh3_128(), xxhash.xxh3_128()
     seen: dict[int, tuple[str, str]] = {}  # what is tied is read once
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, tensor in held.items():
         if id(tensor) not in seen:
             path, _, own = name.rpartition(".")
-            value = originals.get(name, whole_parameter(model.get_submodule(path), own))
+            value = originals.get(name)
+            if value is None and path in modules:
+                value = whole_parameter(modules[path], own)
             value = tensor if value is None else value  # a state dict may hold what no module does
             if value.is_meta:
                 return None, None

@@ -49,8 +49,14 @@ class Run(nn.Module):
         return output
 
     def train(self, mode: bool = True) -> Run:
-        """Training mode for the delta; for the backbone only if its dropout is wanted."""
+        """Training mode for the delta; for the backbone only if its dropout is wanted.
+
+        Evaluation ends what `set_step` said: whoever trains next counts anew.
+        """
         self.training = mode
+        if not mode:
+            self.delta.keyed = False
+            self.delta.steps.clear()
         self.delta.train(mode)
         self.model.train(mode and self.base_dropout)
         return self

@@ -98,7 +98,7 @@ def fit_many(
             return _Together(delta, loops, collate, tokens, accelerator, progress).run()
         finally:
             progress.stop()
-            delta.eval()
+            runs[0].eval()
             for loop in loops:
                 loop.log.close()
 
