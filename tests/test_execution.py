@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from deltatune import api
+from deltatune.core.errors import ConfigurationError, TrainingError
+from deltatune.study.cell import Cell, CellResult
+from deltatune.study.comparison import Comparison
+from deltatune.study.select import Grid
+from deltatune.training import memory
+from deltatune.training.settings import Settings
+
+FEW = {"train_rows": 40, "validation_rows": 8, "test_rows": 8}
+
+
+def cell(method: str, rate: float, seed: int = 0) -> Cell:
+    return Cell(
+        backbone="t5-nano",
+        task="minimal_pairs",
+        method=method,
+        seed=seed,
+        budget="4 steps",
+        settings=Settings(learning_rate=rate, evaluation_every=2, per_device_batch_size=4),
+        options=FEW,
+    )
 
 
 def test_the_seed_orders_the_rows_too() -> None:
@@ -21,3 +45,51 @@ def test_the_seed_orders_the_rows_too() -> None:
         for seed in (0, 0, 1)
     ]
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_many_cells_end_as_each_would_alone(tmp_path: Path) -> None:
+    cells = [cell("lora(rank=2)", 1e-3), cell("lora(rank=2)", 3e-3, 1), cell("lora(rank=2)", 1e-2)]
+    cells += [cell("bitfit", 1e-3), cell("full", 1e-4), cell("lora(rank=2)", 1e38, 2)]
+    found = api.train_many(cells, slots=2, folder=tmp_path)
+    assert isinstance(found[5], TrainingError)
+    for one, result in zip(cells[:5], found[:5], strict=True):
+        assert isinstance(result, CellResult)
+        expected = api.train(
+            one.backbone, one.task, one.method,
+            budget=one.budget, settings=one.settings, seed=one.seed, options=FEW,
+        )  # fmt: skip
+        assert result.scores == expected.scores and result.trainable == expected.trainable
+        losses = [
+            (mine.loss, theirs.loss)
+            for mine, theirs in zip(result.curve, expected.curve, strict=True)
+        ]
+        assert all(abs(mine - theirs) < 1e-4 for mine, theirs in losses if mine and theirs)
+        assert api.evaluate(tmp_path / one.id / "delta", options=FEW)["scores"] == result.scores
+    assert [one.memory is None for one in found[:5] if isinstance(one, CellResult)] == [
+        True, True, True, False, False,
+    ]  # fmt: skip
+
+
+def test_more_runs_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda device: 10_000_000)
+    with pytest.raises(ConfigurationError, match="At most 1"):
+        api.train_many([cell("lora(rank=64)", 1e-3, seed) for seed in range(99)], slots=99)
+
+
+def test_a_comparison_may_train_several_cells_at_once(tmp_path: Path) -> None:
+    wanted = Comparison(
+        backbones=("t5-nano",),
+        tasks=("minimal_pairs",),
+        methods=("lora(rank=2)", "full"),
+        seeds=2,
+        budget="2 steps",
+        settings=Settings(per_device_batch_size=4),
+        grid=Grid(values=(0.5, 1.0)),
+        options=FEW,
+    )
+    together = api.compare(wanted, tmp_path / "together", together=4)
+    alone = api.compare(wanted, tmp_path / "alone")
+    assert not together.failures
+    assert [cell.id for cell, _ in together.final] == [cell.id for cell, _ in alone.final]
+    scores = [[result and result.scores for _, result in one.final] for one in (together, alone)]
+    assert scores[0] == scores[1]

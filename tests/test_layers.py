@@ -27,7 +27,8 @@ TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "training": (
         frozenset({"core"}),
         frozenset(
-            {"torch", "accelerate", "transformers", "numpy", "pydantic", "rich", "safetensors"}
+            {"torch", "accelerate", "transformers", "numpy", "psutil", "pydantic", "rich"}
+            | {"safetensors"}
         ),
     ),
     "evaluation": (frozenset({"core", "tasks", "backbones"}), ANY),

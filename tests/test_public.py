@@ -10,6 +10,7 @@ import pytest
 import deltatune
 
 PUBLIC = {
+    "Cell",
     "Comparison",
     "Delta",
     "DeltatuneError",
@@ -18,13 +19,11 @@ PUBLIC = {
     "Seconds",
     "Settings",
     "Steps",
-    "Task",
     "Tokens",
     "__version__",
     "attach",
     "compare",
     "evaluate",
-    "find_task",
     "fit",
     "load",
     "load_backbone",
@@ -35,6 +34,7 @@ PUBLIC = {
     "status",
     "swap",
     "train",
+    "train_many",
 }
 HEAVY = {"torch", "transformers", "accelerate", "sklearn", "scipy", "datasets", "numpy", "pydantic"}
 

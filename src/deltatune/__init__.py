@@ -9,7 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deltatune.api import attach, compare, evaluate, load, plan, route, save, train
+    from deltatune.api import (
+        attach,
+        compare,
+        evaluate,
+        load,
+        plan,
+        route,
+        save,
+        train,
+        train_many,
+    )
     from deltatune.backbones.load import load_backbone
     from deltatune.core.delta import Delta
     from deltatune.core.errors import DeltatuneError
@@ -17,9 +27,8 @@ if TYPE_CHECKING:
     from deltatune.core.run import Run
     from deltatune.core.status import status
     from deltatune.core.swap import swap
+    from deltatune.study.cell import Cell
     from deltatune.study.comparison import Comparison
-    from deltatune.tasks.records import find_task
-    from deltatune.tasks.task import Task
     from deltatune.training.budget import Epochs, Seconds, Steps, Tokens
     from deltatune.training.loop import fit
     from deltatune.training.settings import Settings
@@ -27,6 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Cell",
     "Comparison",
     "Delta",
     "DeltatuneError",
@@ -35,13 +45,11 @@ __all__ = [
     "Seconds",
     "Settings",
     "Steps",
-    "Task",
     "Tokens",
     "__version__",
     "attach",
     "compare",
     "evaluate",
-    "find_task",
     "fit",
     "load",
     "load_backbone",
@@ -52,9 +60,11 @@ __all__ = [
     "status",
     "swap",
     "train",
+    "train_many",
 ]
 
 _HOMES = {
+    "Cell": "deltatune.study.cell",
     "Comparison": "deltatune.study.comparison",
     "Delta": "deltatune.core.delta",
     "DeltatuneError": "deltatune.core.errors",
@@ -63,12 +73,10 @@ _HOMES = {
     "Seconds": "deltatune.training.budget",
     "Settings": "deltatune.training.settings",
     "Steps": "deltatune.training.budget",
-    "Task": "deltatune.tasks.task",
     "Tokens": "deltatune.training.budget",
     "attach": "deltatune.api",
     "compare": "deltatune.api",
     "evaluate": "deltatune.api",
-    "find_task": "deltatune.tasks.records",
     "fit": "deltatune.training.loop",
     "load": "deltatune.api",
     "load_backbone": "deltatune.backbones.load",
@@ -79,6 +87,7 @@ _HOMES = {
     "status": "deltatune.core.status",
     "swap": "deltatune.core.swap",
     "train": "deltatune.api",
+    "train_many": "deltatune.api",
 }
 
 

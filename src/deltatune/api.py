@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,20 +12,35 @@ from torch import nn
 
 from deltatune.core import artefact, delta
 from deltatune.core.delta import Delta, deltas_of
-from deltatune.core.errors import ConfigurationError, StateError, UnknownNameError
+from deltatune.core.errors import (
+    ConfigurationError,
+    DeltatuneError,
+    StateError,
+    UnknownNameError,
+)
 from deltatune.core.grammar import Expression
 from deltatune.core.method import Method
 from deltatune.core.plan import Plan
 from deltatune.core.plan import plan as plan_expression
 from deltatune.study.cell import Cell, CellResult
 from deltatune.study.comparison import Comparison, run_comparison
-from deltatune.study.runner import Watch
+from deltatune.study.runner import Together, Watch
 from deltatune.study.store import JournalStore
 from deltatune.study.summary import Summary, summarise
 from deltatune.training.progress import Progress
 from deltatune.training.settings import Settings
 
-__all__ = ["attach", "compare", "evaluate", "load", "plan", "route", "save", "train"]
+__all__ = [
+    "attach",
+    "compare",
+    "evaluate",
+    "load",
+    "plan",
+    "route",
+    "save",
+    "train",
+    "train_many",
+]
 
 Methods: TypeAlias = str | Method | Expression
 
@@ -166,7 +182,7 @@ def train(
     Returns:
         Scores, counts, times and the place of the delta.
     """
-    from deltatune.execution import execute
+    from deltatune.execution.cell import execute
 
     cell = Cell(
         backbone=backbone,
@@ -182,6 +198,61 @@ def train(
     return execute(
         cell, data=data, folder=None if folder is None else Path(folder), progress=progress
     )
+
+
+def train_many(
+    cells: Sequence[Cell],
+    *,
+    slots: int = 8,
+    tokens: int = 2048,
+    data: str | Path | None = None,
+    folder: str | Path | None = None,
+    progress: Progress | None = None,
+) -> list[CellResult | DeltatuneError]:
+    """Trains and scores many runs; those of one backbone and method share one frozen base.
+
+    Each ends as `train` would end it, up to the order of sums, or with the error that stopped it
+    alone. Its time is its share of what all took, and its memory is not measured. A control that
+    trains the backbone itself is run alone.
+
+    Args:
+        cells: any tasks, seeds, learning rates, budgets and methods.
+        slots: so many runs at once; one that ends gives its place to the next.
+        tokens: how many input tokens, with padding, one pass of the base may have.
+        data: see `train`.
+        folder: holds a folder for each cell, named by its id; interrupted runs go on from there.
+        progress: see `train`.
+
+    Returns:
+        What became of each cell, in the order given.
+
+    Raises:
+        ConfigurationError: so many slots do not fit into memory.
+    """
+    from deltatune.execution import cell as execution
+
+    def place(cell: Cell) -> Path | None:
+        return None if folder is None else Path(folder) / cell.id
+
+    found: dict[str, CellResult | DeltatuneError] = {}
+
+    def told(cell: Cell, outcome: CellResult | DeltatuneError) -> None:
+        found[cell.id] = outcome
+
+    groups: dict[str, list[Cell]] = {}
+    for cell in {cell.id: cell for cell in cells}.values():
+        groups.setdefault(execution.shared_base(cell, data) or cell.id, []).append(cell)
+    for group in groups.values():
+        if len(group) > 1:
+            execution.execute_together(
+                group, told, slots=slots, tokens=tokens, data=data, folder=place, progress=progress
+            )
+            continue
+        try:
+            told(group[0], execution.execute(group[0], data=data, folder=place(group[0])))
+        except DeltatuneError as error:
+            told(group[0], error)
+    return [found[cell.id] for cell in cells]
 
 
 def evaluate(
@@ -200,7 +271,8 @@ def evaluate(
         BackboneMismatchError: the backbone is another one.
         ConfigurationError: neither the call nor the delta names a backbone or a task.
     """
-    from deltatune import execution
+    from deltatune.execution import ground
+    from deltatune.execution.cell import attached
 
     facts = artefact.read(folder).facts
     backbone, task = backbone or facts.get("backbone"), task or facts.get("task")
@@ -210,12 +282,12 @@ def evaluate(
     if split not in ("train", "validation", "test"):
         raise UnknownNameError("split", split, ("train", "validation", "test"))
     chosen = dict(options or {})
-    execution.check_options(chosen)
-    record, splits = execution.rows_of(task, protocol, data, chosen)
-    loaded = execution.backbone_for(backbone, record)
+    ground.check_options(chosen)
+    record, splits = ground.rows_of(task, protocol, data, chosen)
+    loaded = ground.backbone_for(backbone, record)
     examples = getattr(splits, split)
-    with execution.attached(artefact.load(loaded.model, folder)):
-        found = execution.evaluate_on(loaded, record, examples, options=chosen)
+    with attached(artefact.load(loaded.model, folder)):
+        found = ground.evaluate_on(loaded, record, examples, options=chosen)
     return {
         "task": record.name,
         "split": split,
@@ -231,6 +303,7 @@ def compare(
     folder: str | Path,
     *,
     data: str | Path | None = None,
+    together: int = 1,
     watch: Watch | None = None,
 ) -> Summary:
     """Runs a comparison, or what is left of it, and returns what it shows.
@@ -239,18 +312,38 @@ def compare(
         comparison: what is compared.
         folder: of the study: `journal.jsonl`, and the deltas under `cells/`.
         data: see `train`.
+        together: so many cells of one arm are trained at once over one base. Their scores are those
+            that each would have alone, up to the order of sums; their times are shares of what all
+            took, and their memory is not measured.
         watch: told of every cell.
     """
-    from deltatune import execution
+    from deltatune.execution import cell as execution
+    from deltatune.execution.ground import describe as described
 
     root = Path(folder)
     store = JournalStore(root)
 
+    def place(cell: Cell) -> Path:
+        return root / "cells" / cell.id
+
     def execute(cell: Cell) -> CellResult:
-        return execution.execute(cell, data=data, folder=root / "cells" / cell.id)
+        return execution.execute(cell, data=data, folder=place(cell))
+
+    def execute_together(
+        cells: Sequence[Cell], told: Callable[[Cell, CellResult | Exception], None]
+    ) -> None:
+        execution.execute_together(cells, told, slots=together, data=data, folder=place)
 
     def describe(backbone: str, task: str) -> dict[str, Any]:
-        return execution.describe(backbone, task, protocol=comparison.protocol, data=data)
+        return described(backbone, task, protocol=comparison.protocol, data=data)
 
-    run_comparison(comparison, execute, store, describe=describe, watch=watch)
+    shared = functools.partial(execution.shared_base, data=data)
+    run_comparison(
+        comparison,
+        execute,
+        store,
+        describe=describe,
+        together=Together(together, shared, execute_together) if together > 1 else None,
+        watch=watch,
+    )
     return summarise(store)

@@ -71,7 +71,7 @@ def test_the_options_are_these(call: Call) -> None:
         "compare": study
         | rows
         | request
-        | {"tasks", "methods", "seeds", "learning-rates", "extend", "per", "report"},
+        | {"tasks", "methods", "seeds", "learning-rates", "extend", "per", "report", "together"},
         "plan": request | {"backbone", "method", "at"},
         "methods": set(),
         "tasks": {"data", "protocol"},

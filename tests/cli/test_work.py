@@ -132,8 +132,14 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
         return execute(cell)
 
     def compare(
-        comparison: Comparison, folder: Path, *, data: str | None = None, watch: Watch | None = None
+        comparison: Comparison,
+        folder: Path,
+        *,
+        data: str | None = None,
+        together: int = 1,
+        watch: Watch | None = None,
     ) -> Summary:
+        assert together == (8 if "together" in str(folder) else 1)
         store = JournalStore(folder)
         run_comparison(comparison, counted, store, watch=watch)
         return summarise(store)
@@ -160,6 +166,13 @@ def test_compare_runs_reports_and_resumes(call: Call, verb: list[Cell], tmp_path
     assert (tmp_path / "c" / "report.html").read_text(encoding="utf-8") == page
     _, machine, _ = call(*request, "--json")
     assert json.loads(machine)["tables"]["t5-mini"]["ratio"]["full"] == 1.0
+
+
+def test_cells_are_run_together_where_it_is_asked(
+    call: Call, verb: list[Cell], tmp_path: Path
+) -> None:
+    words = ("--methods", "bitfit", "--together", "8", "--out", str(tmp_path / "together"))
+    assert call(*COMPARE, *words)[0] == 0 and len(verb) == 2
 
 
 def test_a_comparison_can_stand_in_a_file(call: Call, verb: list[Cell], tmp_path: Path) -> None:

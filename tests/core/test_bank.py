@@ -24,7 +24,8 @@ LEAVES: dict[str, Leaf] = {
 
 def made(slots: int = 3) -> Bank:
     bank = Bank(LEAVES, slots, torch.device("cpu"))
-    bank.draw([LEAVES] * slots, range(slots))
+    for slot in range(slots):
+        bank.draw(slot, LEAVES, slot)
     return bank
 
 
@@ -146,7 +147,7 @@ def test_draws_depend_on_seed_and_name_alone() -> None:
     assert not torch.equal(draw(leaf, 1, "x"), draw(leaf, 1, "y"))
     assert not torch.equal(draw(leaf, 1, "x"), draw(leaf, 2, "x"))
     alone = Bank({"a": LEAVES["a"]}, 1, torch.device("cpu"))
-    alone.draw([{"a": LEAVES["a"]}], [2])
+    alone.draw(0, {"a": LEAVES["a"]}, 2)
     assert torch.equal(alone.read(0)["a"], made().read(2)["a"])
     assert not draw(zeros(3), 0, "x").any()
 

@@ -4,16 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from tests.study.fake import execute
 from tests.study.test_store import make_cell
 
-from deltatune.core.errors import TrainingError
+from deltatune.core.errors import ConfigurationError, TrainingError
 from deltatune.study.cell import Cell, CellResult
-from deltatune.study.runner import Event, run
-from deltatune.study.store import JournalStore, MemoryStore
+from deltatune.study.runner import Event, Together, run
+from deltatune.study.store import Done, JournalStore, MemoryStore
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,6 +32,46 @@ def test_each_cell_is_run_once() -> None:
     assert len(calls) == len(set(calls)) == 4
     assert len(first.done) == 3 and len(again.done) == 4
     assert again.done[make_cell(1).id] == execute(make_cell(1))
+
+
+def test_cells_of_one_base_are_run_together() -> None:
+    """Seeds of one parity share a base; 4 is alone with nobody, and 6 fails by itself."""
+    groups: list[list[int]] = []
+
+    def many(cells: Sequence[Cell], told: Callable[[Cell, CellResult | Exception], None]) -> None:
+        groups.append([cell.seed for cell in cells])
+        for cell in reversed(cells):
+            told(cell, TrainingError("not finite") if cell.seed == 6 else execute(cell))
+
+    def base(cell: Cell) -> int | None:
+        return None if cell.seed == 4 else cell.seed % 2
+
+    store, events = MemoryStore(), list[Event]()
+    cells = [make_cell(seed) for seed in range(10)]
+    store.claim(make_cell(5).id)  # another process has it, and is done soon
+    store.append(Done(id=make_cell(8).id, cell=make_cell(8), result=execute(make_cell(8))))
+
+    def watch(event: Event) -> None:
+        events.append(event)
+        if event.cell.seed == 9 and event.kind == "done":
+            store.append(Done(id=make_cell(5).id, cell=make_cell(5), result=execute(make_cell(5))))
+
+    outcome = run(cells, execute, store, together=Together(3, base, many), watch=watch)
+    assert groups == [[0, 2, 6], [1, 3, 7]]  # 4 and 9 go the way of those that are alone
+    assert set(outcome.done) == {make_cell(seed).id for seed in (0, 1, 2, 3, 4, 5, 7, 8, 9)}
+    assert [record.cell.seed for record in outcome.failed.values()] == [6]
+    assert len([event for event in events if event.kind == "begun"]) == 8
+
+
+def test_an_error_of_all_ends_those_that_are_left() -> None:
+    def many(cells: Sequence[Cell], told: Callable[[Cell, CellResult | Exception], None]) -> None:
+        told(cells[0], execute(cells[0]))
+        raise ConfigurationError("they do not fit into memory")
+
+    cells = [make_cell(seed) for seed in range(3)]
+    outcome = run(cells, execute, MemoryStore(), together=Together(3, lambda cell: 0, many))
+    assert set(outcome.done) == {cells[0].id}
+    assert set(outcome.failed) == {cells[1].id, cells[2].id}
 
 
 def test_an_error_ends_its_cell_only_and_is_tried_again_later() -> None:

@@ -17,10 +17,7 @@ def test_code_lines_leave_out_what_is_not_code() -> None:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    (tmp_path / "execution.py").write_text("x = 1\n")
     for name in (*source.DECIDING, "study", "cli"):
-        if name == "execution.py":
-            continue
         (tmp_path / name).mkdir()
         (tmp_path / name / "one.py").write_text("x = 1  # one\n")
     monkeypatch.setattr(source, "__file__", str(tmp_path / "study" / "source.py"))
@@ -42,7 +39,7 @@ def test_the_version_is_that_of_code_that_decides(package: Path) -> None:
     assert version() == before
     (package / "core" / "one.py").write_text("x = 2\n")
     changed = version()
-    (package / "execution.py").write_text("x = 2\n")
+    (package / "execution" / "one.py").write_text("x = 2\n")
     assert len({before, changed, version()}) == 3
 
 

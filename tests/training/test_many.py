@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,15 @@ from torch import Tensor
 
 from deltatune import api
 from deltatune.core.delta import Delta
-from deltatune.core.errors import ConfigurationError, TrainingError
+from deltatune.core.errors import ArtefactError, ConfigurationError, TrainingError
 from deltatune.core.run import Run, SlotRun
 from deltatune.testing.case import move
 from deltatune.testing.families import FAMILIES
-from deltatune.training import Result, Steps, fit
+from deltatune.training import Result, Steps, fit, memory
 from deltatune.training.batch import loss_items
 from deltatune.training.budget import Budget
 from deltatune.training.losses import inputs_without_loss, row_losses
-from deltatune.training.many import Job, fit_many
+from deltatune.training.many import Job, Outcome, fit_many
 
 METHODS = (
     "lora(rank=2)",
@@ -110,7 +112,7 @@ def same(mine: Sequence[float], theirs: Sequence[float]) -> None:
     assert max(abs(one - two) for one, two in zip(mine, theirs, strict=True)) < 1e-5
 
 
-def results(found: Sequence[Result | TrainingError]) -> list[Result]:
+def results(found: Sequence[Outcome]) -> list[Result]:
     assert all(isinstance(one, Result) for one in found), found
     return [one for one in found if isinstance(one, Result)]
 
@@ -190,6 +192,49 @@ def test_a_run_that_diverges_stops_alone() -> None:
         torch.testing.assert_close(function(bank, "bert", slot), logits, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["lora(rank=2)", METHODS[-1]])
+def test_a_run_that_ends_gives_its_slot_to_the_next(method: str) -> None:
+    jobs = [replace(job, seed=seed) for job, seed in zip(jobs_for("bert"), SEEDS, strict=True)]
+    jobs = [*jobs, replace(jobs[0], seed=21), replace(jobs[1], seed=3)]
+    bank, kept = bank_for("bert", method, (77, 78)), {}
+
+    def ended(number: int, slot: int, outcome: Outcome) -> None:
+        kept[number] = function(bank, "bert", slot)
+
+    found = results(fit_many(bank, jobs, collate, tokens=4000, ended=ended))
+    assert sorted(kept) == [0, 1, 2, 3, 4] and list(kept) != sorted(kept)
+    for number, job in enumerate(jobs):
+        expected, logits = alone("bert", method, job, job.seed or 0)
+        same(found[number].losses, expected.losses)
+        torch.testing.assert_close(kept[number], logits, rtol=1e-3, atol=1e-4)
+
+
+def test_the_seed_of_a_job_keys_its_dropout() -> None:
+    jobs = [replace(job, seed=seed) for job, seed in zip(jobs_for("bert"), SEEDS, strict=True)]
+    found = results(fit_many(bank_for("bert", "lora(rank=2, dropout=0.5)", [9]), jobs, collate))
+    for job, result in zip(jobs, found, strict=True):
+        bank = bank_for("bert", "lora(rank=2, dropout=0.5)", [job.seed or 0])
+        expected = results(fit_many(bank, [replace(job, seed=None)], collate))[0]
+        assert result.losses == expected.losses
+
+
+def test_seconds_are_shares_of_the_time_of_all() -> None:
+    bank, jobs = bank_for("bert", "lora(rank=2)"), jobs_for("bert")
+    started = time.perf_counter()
+    found = results(fit_many(bank, jobs, collate))
+    assert sum(result.seconds for result in found) <= time.perf_counter() - started
+    assert all(result.seconds > 0 for result in found)
+
+
+def test_an_error_before_training_is_that_of_its_run(tmp_path: Path) -> None:
+    bank, jobs = bank_for("bert", "lora(rank=2)"), jobs_for("bert", tmp_path)
+    fit_many(bank, jobs, collate)
+    (tmp_path / str(SEEDS[1]) / "checkpoint.safetensors").write_bytes(b"broken")
+    found = fit_many(bank, jobs, collate)
+    assert isinstance(found[1], ArtefactError)
+    results([found[0], found[2]])
+
+
 def test_interrupted_runs_go_on(tmp_path: Path) -> None:
     jobs = jobs_for("bert", tmp_path, checkpoint_every=3, evaluation_every=5)
     calls: list[int] = []
@@ -234,14 +279,18 @@ def test_validation_sees_the_slot_of_its_run() -> None:
         assert torch.equal(function(bank, "bert", slot), logits)
 
 
-def test_what_does_not_fit_together_is_refused() -> None:
+def test_what_does_not_fit_together_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     bank, jobs = bank_for("bert", "lora(rank=2)"), jobs_for("bert")
     with pytest.raises(ConfigurationError, match="slots=4"):
         fit_many(bank, [*jobs, jobs[0]], collate)
-    with pytest.raises(ConfigurationError, match="slots=1"):
+    with pytest.raises(ConfigurationError, match="no jobs"):
         fit_many(bank, [], collate)
     with pytest.raises(ConfigurationError, match="one pass may have 4"):
         fit_many(bank, jobs, collate, tokens=4)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2 * 16 * bank.bank.numel)
+    with pytest.raises(ConfigurationError, match="slots=2 at most"):
+        fit_many(bank, jobs, collate)
+    monkeypatch.undo()
     mixed = jobs[0].settings.model_copy(update={"precision": "bf16"})
     with pytest.raises(ConfigurationError, match="one precision"):
         fit_many(bank, [jobs[0], Job(jobs[1].rows, mixed, Steps(3))], collate)

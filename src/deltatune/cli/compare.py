@@ -64,6 +64,13 @@ def compare(
         typer.Option(help="One rate for each 'arm', or for each 'task'.", metavar="NAME"),
     ] = None,
     batch_size: BatchSize = None,
+    together: Annotated[
+        int | None,
+        typer.Option(
+            help="Train so many cells of an arm at once over one base: less time and memory; time"
+            " is then shared, and memory is not measured."
+        ),
+    ] = None,
     protocol: Protocol = None,
     data: Data = None,
     train_rows: Rows = None,
@@ -88,6 +95,7 @@ def compare(
     needed = ("out",) if report else ("backbone", "tasks", "methods", "out")
     values = gather(config, changes, requested(context), needed=needed)
     folder, source = Path(values.pop("out")), values.pop("data", None)
+    together = int(values.pop("together", None) or 1)
 
     from deltatune import api
     from deltatune.cli.progress import choose_watch
@@ -99,7 +107,9 @@ def compare(
         return
     else:
         with resumable(), choose_watch() as watch:
-            summary = api.compare(comparison_of(values), folder, data=source, watch=watch)
+            summary = api.compare(
+                comparison_of(values), folder, data=source, together=together, watch=watch
+            )
     _show(summary, folder, as_json)
     if summary.failures:
         warn(f"deltatune: {len(summary.failures)} cells failed; see the end of the report.")

@@ -79,10 +79,9 @@ class Bank(nn.Module):
         return sum(self.sizes)
 
     @torch.no_grad()
-    def draw(self, leaves: Sequence[Mapping[str, Leaf]], seeds: Sequence[int]) -> None:
-        """Sets every slot to its initial values; `leaves[k]` and `seeds[k]` are slot k's."""
-        for slot, (described, seed) in enumerate(zip(leaves, seeds, strict=True)):
-            self.write(slot, {name: draw(leaf, seed, name) for name, leaf in described.items()})
+    def draw(self, slot: int, leaves: Mapping[str, Leaf], seed: int) -> None:
+        """Sets one slot to its initial values."""
+        self.write(slot, {name: draw(leaf, seed, name) for name, leaf in leaves.items()})
 
     @torch.no_grad()
     def write(self, slot: int, values: Mapping[str, Tensor]) -> None:

@@ -18,7 +18,7 @@ from deltatune.core.errors import ConfigurationError, StateError
 from deltatune.core.grammar import Expression
 from deltatune.core.host import DRAWN, Host, host_of
 from deltatune.core.in_place import InPlaceBank
-from deltatune.core.layout import Part, layout
+from deltatune.core.layout import Part, layout, leaves_of
 from deltatune.core.link import Link
 from deltatune.core.merging import Kept, merge, unmerge
 from deltatune.core.method import Method
@@ -70,7 +70,7 @@ class Delta(nn.Module):
         self._route: PerThread[Rows | None] = PerThread(None)
         self._seen: tuple[object, ...] | None = None
         device = next(host.model.parameters()).device
-        leaves = {name: leaf for part in parts for name, leaf in part.leaves.items()}
+        leaves = leaves_of(parts)
         self.bank: Bank | InPlaceBank
         if parts[0].method.in_place:
             self.bank = InPlaceBank(host.model, parts[0].key)
@@ -234,6 +234,19 @@ class Delta(nn.Module):
         """The trained and fixed leaves of one slot by full name, detached."""
         return {name: value.detach() for name, value in self.bank.read(slot).items()}
 
+    def redraw(self, slot: int, seed: int) -> None:
+        """Sets one slot to the initial values of a seed, which keys its dropout from now on.
+
+        Raises ConfigurationError for a slot that is not there, and StateError for a control that
+        trains in place.
+        """
+        self.check_slot(slot)
+        if isinstance(self.bank, InPlaceBank):
+            raise StateError(f"{self.name} trains the backbone itself, which is not drawn.")
+        self.bank.draw(slot, leaves_of(layout(self.model, self.expressions[slot])), seed)
+        self.seeds = (*self.seeds[:slot], seed, *self.seeds[slot + 1 :])
+        self.saved.pop(slot, None)
+
     def install(self) -> None:
         """Puts the links in their chains."""
         host = self.host
@@ -349,14 +362,12 @@ def attach(
         )
     _check_alone(model, expressions)
     layouts = [layout(model, expression) for expression in expressions]
-    described = [
-        {n: leaf for part in parts for n, leaf in part.leaves.items()} for parts in layouts
-    ]
     host = host_of(model) or Host(model)
     delta: Delta | None = None
     try:
         delta = Delta(host, expressions, layouts[0], seeds)
-        delta.bank.draw(described, seeds)
+        for slot, (parts, own) in enumerate(zip(layouts, seeds, strict=True)):
+            delta.bank.draw(slot, leaves_of(parts), own)
         delta.install()
     except BaseException:
         if delta is not None and delta.attached:

@@ -6,7 +6,7 @@ A snapshot of the backbone is kept beside it, so that detaching leaves every byt
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +47,9 @@ class InPlaceBank(nn.Module):
         """Entries of all distinct parameters."""
         return sum(parameter.numel() for parameter in self.slots)
 
-    def draw(self, leaves: Sequence[Mapping[str, Leaf]], seeds: Sequence[int]) -> None:
+    def draw(self, slot: int, leaves: Mapping[str, Leaf], seed: int) -> None:
         """Begins training at the backbone's own values."""
-        del leaves, seeds
+        del slot, leaves, seed
         for parameter in self.slots:
             parameter.requires_grad_(True)
 

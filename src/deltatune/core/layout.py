@@ -17,7 +17,7 @@ from deltatune.core.site import Site
 from deltatune.core.storage import storage_of
 from deltatune.core.target import find_sites
 
-__all__ = ["Part", "layout"]
+__all__ = ["Part", "layout", "leaves_of"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ def layout(model: nn.Module, expression: Expression) -> tuple[Part, ...]:
         parts.append(Part(key, method, sites, tuple(names), leaves))
     _check_weights(parts)
     return tuple(parts)
+
+
+def leaves_of(parts: Sequence[Part]) -> dict[str, Leaf]:
+    """Full names to descriptions, of all parts."""
+    return {name: leaf for part in parts for name, leaf in part.leaves.items()}
 
 
 def _holder(site: Site, leaf: str, method: Method, holders: dict[int, str]) -> str:

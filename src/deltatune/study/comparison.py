@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.grammar import parse
 from deltatune.study.cell import Arm, Cell, CellResult, Strict
-from deltatune.study.runner import Execute, Outcome, Watch, run
+from deltatune.study.runner import Execute, Outcome, Together, Watch, run
 from deltatune.study.select import Choice, Grid, beyond, choose
 from deltatune.study.source import code_version
 from deltatune.study.store import Note, Store
@@ -116,6 +116,7 @@ def run_comparison(
     store: Store,
     *,
     describe: Describe = lambda backbone, task: {},
+    together: Together | None = None,
     watch: Watch | None = None,
 ) -> Outcome:
     """Runs a comparison, or what is left of it.
@@ -128,12 +129,17 @@ def run_comparison(
         execute: runs one cell.
         store: where results are kept; the report is made from it.
         describe: (backbone, task) -> further fields of the cell, `revision` and `data`.
+        together: runs several cells at once; None: each is run by itself.
         watch: told of every cell.
 
     Returns:
         The results of the final cells.
     """
-    search = _Search(comparison, execute, store, describe, watch)
+
+    def carry_out(cells: Iterable[Cell]) -> Outcome:
+        return run(cells, execute, store, together=together, watch=watch)
+
+    search = _Search(comparison, carry_out, store, describe)
     if len(comparison.grid.values) > 1:
         search.try_grids()
         for _ in range(comparison.extend):
@@ -149,13 +155,12 @@ class _Search:
     def __init__(
         self,
         comparison: Comparison,
-        execute: Execute,
+        carry_out: Callable[[Iterable[Cell]], Outcome],
         store: Store,
         describe: Describe,
-        watch: Watch | None,
     ) -> None:
         self.comparison, self.store = comparison, store
-        self._execute, self._describe, self._watch = execute, describe, watch
+        self._carry_out, self._describe = carry_out, describe
         self._rates = {
             group: list(comparison.grid.rates(preset(group.arm.method)))
             for group in comparison.groups
@@ -168,7 +173,7 @@ class _Search:
         cells = {cell.id: cell for cell in self._cells(self._rates, seeds)}
         self._keep_note(searched=list(cells), final=[])
         new = [cell for cell in cells.values() if cell.id not in self._searched]
-        outcome = run(new, self._execute, self.store, watch=self._watch)
+        outcome = self._carry_out(new)
         self._searched.update({c.id: (c, outcome.done.get(c.id)) for c in new})
 
     def extend(self) -> bool:
@@ -193,7 +198,7 @@ class _Search:
             chosen[group] = [rates[0] if rate is None else rate]
         cells = list(self._cells(chosen, range(self.comparison.seeds)))
         self._keep_note(searched=list(self._searched), final=[cell.id for cell in cells])
-        return run(cells, self._execute, self.store, watch=self._watch)
+        return self._carry_out(cells)
 
     def _cells(self, rates: Mapping[Group, Sequence[float]], seeds: range) -> Iterator[Cell]:
         for task in self.comparison.tasks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -12,7 +12,7 @@ from deltatune.core.errors import DeltatuneError
 from deltatune.study.cell import Cell, CellResult
 from deltatune.study.store import Done, Failed, Store
 
-__all__ = ["Event", "Execute", "Outcome", "Watch", "run"]
+__all__ = ["Event", "Execute", "Outcome", "Together", "Watch", "run"]
 
 Execute: TypeAlias = Callable[[Cell], CellResult]
 
@@ -49,11 +49,27 @@ class Outcome:
     failed: dict[str, Failed] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Together:
+    """How several cells are run at once.
+
+    Attributes:
+        size: at most so many.
+        base: what a cell shares with those that it can be run with; None: with none.
+        execute: runs cells of one base, and calls its second argument with each that ends.
+    """
+
+    size: int
+    base: Callable[[Cell], Hashable | None]
+    execute: Callable[[Sequence[Cell], Callable[[Cell, CellResult | Exception], None]], None]
+
+
 def run(
     cells: Iterable[Cell],
     execute: Execute,
     store: Store,
     *,
+    together: Together | None = None,
     watch: Watch | None = None,
     patience: float = 1.0,
 ) -> Outcome:
@@ -67,31 +83,18 @@ def run(
         cells: to run; equal cells count once.
         execute: runs one cell.
         store: where results are looked up and recorded.
+        together: runs several at once; None: each is run by itself.
         watch: told of everything that happens.
         patience: seconds between looks at cells that other processes are working on.
     """
-    waiting = {cell.id: cell for cell in cells}
-    report = _Reporter(len(waiting), watch or (lambda event: None))
-    failed_before = store.failed()
-    outcome = Outcome()
-    announced: set[str] = set()
-    while waiting:
-        progress = False
-        for cell in _settled(waiting, store, failed_before, outcome, report):
-            if not store.claim(cell.id):
-                if cell.id not in announced:
-                    report("elsewhere", cell)
-                announced.add(cell.id)
-                continue
-            progress = True
-            try:
-                _run_claimed(cell, execute, store, outcome, report)
-            finally:
-                store.release(cell.id)
-            waiting.pop(cell.id)
-        if waiting and not progress:
+    report = _Reporter(0, watch or (lambda event: None))
+    work = _Work(execute, store, together, report, store.failed())
+    work.waiting = {cell.id: cell for cell in cells}
+    report.total = len(work.waiting)
+    while work.waiting:
+        if not work.pass_once():
             time.sleep(patience)
-    return outcome
+    return work.outcome
 
 
 class _Reporter:
@@ -112,54 +115,109 @@ class _Reporter:
         self.watch(Event(kind, cell, self.finished, self.total, result, error))
 
 
-def _settled(
-    waiting: dict[str, Cell],
-    store: Store,
-    failed_before: dict[str, Failed],
-    outcome: Outcome,
-    report: _Reporter,
-) -> Iterator[Cell]:
-    """Yields the cells that nobody has run; takes out of `waiting` those that someone has.
+@dataclass
+class _Work:
+    """The cells that are left, and what became of the others."""
 
-    The store is read again before each cell: with several processes it changes all the time.
-    """
-    for cell_id, cell in list(waiting.items()):
-        done = store.done().get(cell_id)
-        failed = store.failed().get(cell_id)
+    execute: Execute
+    store: Store
+    together: Together | None
+    report: _Reporter
+    failed_before: dict[str, Failed]
+    waiting: dict[str, Cell] = field(default_factory=dict)
+    outcome: Outcome = field(default_factory=Outcome)
+    elsewhere: set[str] = field(default_factory=set)
+
+    def pass_once(self) -> bool:
+        """Goes once through the cells that are left; False if all were in other hands."""
+        progress = False
+        for cell in list(self.waiting.values()):
+            if not self._open(cell):
+                progress = progress or cell.id not in self.waiting
+                continue
+            if not self.store.claim(cell.id):
+                if cell.id not in self.elsewhere:
+                    self.report("elsewhere", cell)
+                self.elsewhere.add(cell.id)
+                continue
+            progress = True
+            group = [cell, *self._companions(cell)]
+            try:
+                self._run_claimed(group)
+            finally:
+                for one in group:
+                    self.store.release(one.id)
+                    self.waiting.pop(one.id)
+        return progress
+
+    def _open(self, cell: Cell) -> bool:
+        """Whether nobody has run a cell that is left; if someone has, it is left no longer.
+
+        The store is read again before each cell: with several processes it changes all the time.
+        """
+        if cell.id not in self.waiting:
+            return False
+        done = self.store.done().get(cell.id)
+        failed = self.store.failed().get(cell.id)
         if done is not None:
-            outcome.done[cell_id] = done.result
-            report("kept", waiting.pop(cell_id), done.result)
-        elif failed is not None and failed != failed_before.get(cell_id):
-            outcome.failed[cell_id] = failed
-            report("failed", waiting.pop(cell_id), error=f"{failed.error}: {failed.message}")
+            self._keep(self.waiting.pop(cell.id), done.result)
+        elif failed is not None and failed != self.failed_before.get(cell.id):
+            self.outcome.failed[cell.id] = failed
+            message = f"{failed.error}: {failed.message}"
+            self.report("failed", self.waiting.pop(cell.id), error=message)
         else:
-            yield cell
+            return True
+        return False
 
+    def _companions(self, cell: Cell) -> Iterator[Cell]:
+        """Claims further cells that can be run together with one."""
+        if self.together is None or (base := self.together.base(cell)) is None:
+            return
+        left = self.together.size - 1
+        for other in list(self.waiting.values()):
+            if not left:
+                return
+            if other is not cell and self.together.base(other) == base and self._open(other):
+                if not self.store.claim(other.id):
+                    continue
+                left -= 1
+                yield other
 
-def _run_claimed(
-    cell: Cell, execute: Execute, store: Store, outcome: Outcome, report: _Reporter
-) -> None:
-    """Runs one cell that this process has claimed and records what became of it."""
-    if (done := store.done().get(cell.id)) is not None:  # by another process, just before the claim
-        outcome.done[cell.id] = done.result
-        report("kept", cell, done.result)
-        return
-    report("begun", cell)
-    try:
-        result = execute(cell)
-    except Exception as error:
-        known = isinstance(error, DeltatuneError)
+    def _run_claimed(self, group: Sequence[Cell]) -> None:
+        """Runs cells that this process has claimed and records what became of them."""
+        done = self.store.done()  # by another process, just before the claim
+        open_cells = [cell for cell in group if cell.id not in done]
+        for cell in group:
+            if cell.id in done:
+                self._keep(cell, done[cell.id].result)
+            else:
+                self.report("begun", cell)
+        try:
+            if len(open_cells) > 1:
+                assert self.together is not None
+                self.together.execute(open_cells, self._record)
+            elif open_cells:
+                self._record(open_cells[0], self.execute(open_cells[0]))
+        except Exception as error:
+            for cell in open_cells:
+                if cell.id not in self.outcome.done and cell.id not in self.outcome.failed:
+                    self._record(cell, error)
+
+    def _keep(self, cell: Cell, result: CellResult) -> None:
+        self.outcome.done[cell.id] = result
+        self.report("kept", cell, result)
+
+    def _record(self, cell: Cell, found: CellResult | Exception) -> None:
+        if isinstance(found, CellResult):
+            self.store.append(Done(id=cell.id, cell=cell, result=found))
+            self.outcome.done[cell.id] = found
+            self.report("done", cell, found)
+            return
+        known = isinstance(found, DeltatuneError)
+        trace = "" if known else "".join(traceback.format_exception(found))
         record = Failed(
-            id=cell.id,
-            cell=cell,
-            error=type(error).__name__,
-            message=str(error),
-            trace="" if known else traceback.format_exc(),
+            id=cell.id, cell=cell, error=type(found).__name__, message=str(found), trace=trace
         )
-        store.append(record)
-        outcome.failed[cell.id] = record
-        report("failed", cell, error=f"{record.error}: {record.message}")
-    else:
-        store.append(Done(id=cell.id, cell=cell, result=result))
-        outcome.done[cell.id] = result
-        report("done", cell, result)
+        self.store.append(record)
+        self.outcome.failed[cell.id] = record
+        self.report("failed", cell, error=f"{record.error}: {record.message}")

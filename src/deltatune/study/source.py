@@ -21,7 +21,7 @@ DECIDING = (
     "backbones",
     "core",
     "evaluation",
-    "execution.py",
+    "execution",
     "methods",
     "primitives",
     "tasks",

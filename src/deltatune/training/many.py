@@ -1,10 +1,10 @@
 """Many runs over one frozen base: `fit_many`.
 
 Every run has a slot of one delta, its own data, order, optimiser, schedule, early stop, log and
-checkpoint. In each step the rows of all runs are sorted by length and cut into parts by a budget of
-tokens, whatever run they belong to, so that one pass of the base serves them all; every row counts
-by the items of its own run, and reaches its own slot alone. A run ends as it would alone, up to the
-order of sums.
+checkpoint; a run that ends gives its slot to the next. In each step the rows of all runs are sorted
+by length and cut into parts by a budget of tokens, whatever run they belong to, so that one pass of
+the base serves them all; every row counts by the items of its own run, and reaches its own slot
+alone. A run ends as it would alone, up to the order of sums.
 """
 
 from __future__ import annotations
@@ -12,29 +12,34 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor
 
 from deltatune.core.delta import Delta
-from deltatune.core.errors import ConfigurationError, TrainingError
+from deltatune.core.errors import ConfigurationError, DeltatuneError, TrainingError
 from deltatune.core.run import SlotRun
 from deltatune.training.batch import count_tokens, loss_items, row_length
 from deltatune.training.budget import Budget
 from deltatune.training.loop import Loop, Validate, begin
 from deltatune.training.losses import inputs_without_loss, row_losses
+from deltatune.training.memory import TRAINING, largest_count
 from deltatune.training.progress import Progress, SilentProgress
 from deltatune.training.random_state import isolated_random_state
 from deltatune.training.settings import Settings
 from deltatune.training.state import Result
 from deltatune.training.step import Chosen, Collate
 
-__all__ = ["Job", "fit_many"]
+__all__ = ["Ended", "Job", "Outcome", "fit_many"]
+
+Outcome: TypeAlias = Result | DeltatuneError
+Ended: TypeAlias = Callable[[int, int, Outcome], None]
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,12 @@ class Job:
         rows: the training data.
         settings: how to train. What concerns the base must be the same for all jobs: precision,
             and no dropout of its own.
-        budget: how long.
+        budget: how long; seconds are those of its share.
         validate: scores of the run, called while every row goes through its slot.
         metric: the score that decides which step was best.
         folder: of the run.
+        seed: of the values that its slot is set to before the run, and of dropout; None: the slot
+            is trained as it is, which is possible only where every job has a slot of its own.
     """
 
     rows: Sequence[Any]
@@ -57,6 +64,7 @@ class Job:
     validate: Validate | None = None
     metric: str | None = None
     folder: Path | None = None
+    seed: int | None = None
 
 
 def fit_many(
@@ -66,48 +74,58 @@ def fit_many(
     *,
     tokens: int = 2048,
     progress: Progress | None = None,
-) -> list[Result | TrainingError]:
-    """Trains one slot of a delta for each job, all at once.
+    ended: Ended | None = None,
+) -> list[Outcome]:
+    """Trains as many jobs at once as a delta has slots, and the others as slots become free.
 
-    Seconds are those of the steps that a run took part in, shared with the others. Where a run
-    stops because a loss or gradient is not finite, the others go on.
+    The seconds of a run are its share of the time that the steps took, by tokens. A run that meets
+    an error (a loss or gradient that is not finite, a damaged checkpoint) stops, and the others go
+    on.
 
     Args:
-        delta: attached, with at least as many slots as there are jobs; job k trains slot k.
+        delta: attached; the first jobs train its slots in order.
         jobs: what is trained.
         collate: rows of any of the jobs to a batch of tensors with labels.
         tokens: how many input tokens, with padding, one pass may have.
         progress: what shows the runs.
+        ended: called with the number of a job, its slot and its outcome when the job ends; the next
+            one may take the slot after it.
 
     Returns:
         For each job what was measured, or the error that stopped it.
 
     Raises:
-        ConfigurationError: jobs, slots and budget of tokens do not fit each other; see `fit` for
-            the rest.
+        ConfigurationError: jobs, slots, memory and budget of tokens do not fit each other.
     """
     accelerator, progress = Accelerator(), progress or SilentProgress()
     _check(delta, jobs, tokens)
-    runs = [SlotRun(delta, slot) for slot in range(len(jobs))]
+    together = _Together(
+        delta, jobs, collate, tokens, accelerator, progress, ended or (lambda *_: None)
+    )
     with isolated_random_state(accelerator.device):
-        loops = [_loop(run, job, collate, accelerator) for run, job in zip(runs, jobs, strict=True)]
         try:
             progress.start(f"training {len(jobs)} runs")
-            for loop in loops:
-                loop.open()
-            return _Together(delta, loops, collate, tokens, accelerator, progress).run()
+            return together.run()
         finally:
             progress.stop()
-            runs[0].eval()
-            for loop in loops:
-                loop.log.close()
+            together.close()
 
 
 def _check(delta: Delta, jobs: Sequence[Job], tokens: int) -> None:
     """Raises ConfigurationError if the jobs cannot be run together."""
-    if not jobs or len(jobs) > delta.slots:
+    if not jobs:
+        raise ConfigurationError("There are no jobs to train.")
+    if len(jobs) > delta.slots and any(job.seed is None for job in jobs):
         raise ConfigurationError(
-            f"{len(jobs)} jobs for {delta.slots} slots. Attach with slots={max(len(jobs), 1)}."
+            f"{len(jobs)} jobs for {delta.slots} slots. Attach with slots={len(jobs)}, or give "
+            "every job a seed, from which a slot that becomes free is drawn anew."
+        )
+    device = next(delta.model.parameters()).device
+    largest = largest_count(delta.bank.numel * TRAINING, device)
+    if min(len(jobs), delta.slots) > largest:
+        raise ConfigurationError(
+            f"Training {min(len(jobs), delta.slots)} slots at once does not fit into the free "
+            f"memory of {device}. Attach with slots={largest} at most, beside what batches need."
         )
     shared = {(job.settings.precision, job.settings.base_dropout) for job in jobs}
     if len(shared) > 1 or any(dropout for _, dropout in shared):
@@ -124,69 +142,114 @@ def _check(delta: Delta, jobs: Sequence[Job], tokens: int) -> None:
             )
 
 
-def _loop(run: SlotRun, job: Job, collate: Collate, accelerator: Accelerator) -> Loop:
-    taker, state, warmup = begin(run, job.rows, collate, job.settings, job.budget, accelerator)
-    validate = job.validate and functools.partial(_routed, run, job.validate)
-    return Loop.of(
-        taker, state, warmup, job.budget, validate, job.metric, job.folder, SilentProgress()
-    )
-
-
-def _routed(run: SlotRun, validate: Validate) -> Mapping[str, float]:
-    with run.delta.route([run.slot]):
-        return validate()
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Together:
-    """All runs under way."""
+    """All runs under way.
+
+    Attributes:
+        loops: slot to the run that has it, and `numbers` to that of its job.
+        waiting: numbers of the jobs that have no slot yet.
+        outcomes: job to what became of it.
+    """
 
     delta: Delta
-    loops: Sequence[Loop]
+    jobs: Sequence[Job]
     collate: Collate
     tokens: int
     accelerator: Accelerator
     progress: Progress
+    ended: Ended
+    loops: dict[int, Loop] = field(default_factory=dict)
+    numbers: dict[int, int] = field(default_factory=dict)
+    waiting: deque[int] = field(default_factory=deque)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
 
-    def run(self) -> list[Result | TrainingError]:
+    def run(self) -> list[Outcome]:
         """Steps until every run has ended."""
-        failed: dict[int, TrainingError] = {}
+        self.waiting.extend(range(len(self.jobs)))
         steps = 0
-        while active := [k for k, one in enumerate(self.loops) if not one.done and k not in failed]:
-            self.loops[active[0]].taker.run.train()
-            started = time.perf_counter()
-            chosen = {k: self._choose(k) for k in active}
-            losses = self._gradients(chosen)
-            seconds = time.perf_counter() - started
-            for k in active:
-                try:
-                    self._finish(k, chosen[k], losses[k], seconds)
-                except TrainingError as error:
-                    failed[k] = error
-                    self.progress.say(f"run {k} stopped: {error}")
+        while self._fill():
             steps += 1
-            spent = [1.0 if k in failed else loop.fraction() for k, loop in enumerate(self.loops)]
-            self.progress.step(
-                steps,
-                sum(spent) / len(spent),
-                sum(losses.values()) / len(losses),
-                max(one.learning_rate for one in chosen.values()),
-            )
-        return [failed.get(k) or loop.result() for k, loop in enumerate(self.loops)]
+            self._step(steps)
+        return [self.outcomes[number] for number in range(len(self.jobs))]
 
-    def _choose(self, k: int) -> Chosen:
-        loop = self.loops[k]
+    def close(self) -> None:
+        """Leaves the model in evaluation mode and every log closed."""
+        SlotRun(self.delta, 0).eval()
+        for loop in self.loops.values():
+            loop.log.close()
+
+    def _fill(self) -> bool:
+        """Gives free slots to jobs; whether any run is under way."""
+        for slot in range(self.delta.slots):
+            while self.waiting and slot not in self.loops:  # a run may have been done before
+                self._begin(slot, self.waiting.popleft())
+        return bool(self.loops)
+
+    def _begin(self, slot: int, number: int) -> None:
+        job = self.jobs[number]
+        self.numbers[slot] = number
+        try:
+            if job.seed is not None:
+                self.delta.redraw(slot, job.seed)
+            loop = _loop(SlotRun(self.delta, slot), job, self.collate, self.accelerator)
+            self.loops[slot] = loop
+            loop.open()
+        except DeltatuneError as error:
+            self._end(slot, error)
+        else:
+            if loop.done:
+                self._end(slot, loop.result())
+
+    def _end(self, slot: int, outcome: Outcome) -> None:
+        number, loop = self.numbers.pop(slot), self.loops.pop(slot, None)
+        if loop is not None:
+            loop.log.close()
+        if isinstance(outcome, DeltatuneError):
+            self.progress.say(f"run {number} stopped: {outcome}")
+        self.outcomes[number] = outcome
+        SlotRun(self.delta, slot).eval()
+        self.ended(number, slot, outcome)
+
+    def _step(self, steps: int) -> None:
+        """One step of every run that is under way."""
+        if not self.delta.training:
+            SlotRun(self.delta, 0).train()
+        started = time.perf_counter()
+        chosen = {slot: self._choose(loop) for slot, loop in self.loops.items()}
+        before = {slot: loop.state.facts.tokens for slot, loop in self.loops.items()}
+        losses = self._gradients(chosen)
+        seconds = time.perf_counter() - started
+        taken = {slot: self.loops[slot].state.facts.tokens - held for slot, held in before.items()}
+        for slot, one in chosen.items():
+            share = taken[slot] / sum(taken.values()) if any(taken.values()) else 1 / len(taken)
+            self._finish(slot, one, losses[slot], seconds * share)
+        spent = len(self.outcomes) + sum(loop.fraction() for loop in self.loops.values())
+        self.progress.step(
+            steps,
+            spent / len(self.jobs),
+            sum(losses.values()) / len(losses),
+            max(one.learning_rate for one in chosen.values()),
+        )
+
+    def _choose(self, loop: Loop) -> Chosen:
         loop.taker.run.set_step(loop.state.facts.forwards)
         loop.state.facts.forwards += 1
         return loop.taker.choose(loop.state, loop.factor)
 
-    def _finish(self, k: int, chosen: Chosen, loss: float, seconds: float) -> None:
-        loop = self.loops[k]
-        with loop.taker.explained(loop.state, chosen):
-            if not math.isfinite(loss):
-                raise TrainingError(f"The loss is not finite ({loss})")
-            taken = loop.taker.finish(loop.state, chosen, loss)
-        loop.after(taken, seconds)
+    def _finish(self, slot: int, chosen: Chosen, loss: float, seconds: float) -> None:
+        loop = self.loops[slot]
+        try:
+            with loop.taker.explained(loop.state, chosen):
+                if not math.isfinite(loss):
+                    raise TrainingError(f"The loss is not finite ({loss})")
+                taken = loop.taker.finish(loop.state, chosen, loss)
+            loop.after(taken, seconds)
+        except DeltatuneError as error:
+            self._end(slot, error)
+        else:
+            if loop.done:
+                self._end(slot, loop.result())
 
     def _gradients(self, chosen: Mapping[int, Chosen]) -> dict[int, float]:
         """Adds to every slot the gradient of its run's mean loss; returns the losses."""
@@ -207,7 +270,7 @@ class _Together:
         return losses
 
     def _forward(self, slots: Sequence[int], batch: Mapping[str, Tensor]) -> Tensor:
-        model, bf16 = self.delta.model, self.loops[0].taker.settings.precision == "bf16"
+        model, bf16 = self.delta.model, self.jobs[0].settings.precision == "bf16"
         device = self.accelerator.device
         with self.delta.route(slots), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = model(**inputs_without_loss(model, batch)).logits
@@ -234,3 +297,16 @@ class _Together:
             part.append(row)
         ordered = [sorted(part, key=lambda held: held[0]) for part in parts]
         return [([k for k, _ in part], part) for part in ordered]
+
+
+def _loop(run: SlotRun, job: Job, collate: Collate, accelerator: Accelerator) -> Loop:
+    taker, state, warmup = begin(run, job.rows, collate, job.settings, job.budget, accelerator)
+    validate = job.validate and functools.partial(_routed, run, job.validate)
+    return Loop.of(
+        taker, state, warmup, job.budget, validate, job.metric, job.folder, SilentProgress()
+    )
+
+
+def _routed(run: SlotRun, validate: Validate) -> Mapping[str, float]:
+    with run.delta.route([run.slot]):
+        return validate()

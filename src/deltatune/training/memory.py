@@ -1,4 +1,4 @@
-"""The highest memory that a run takes, read from the operating system."""
+"""Memory: the highest that a run takes and what is free, read from the system and the device."""
 
 from __future__ import annotations
 
@@ -7,11 +7,26 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import torch
 
-__all__ = ["peak_device_memory", "peak_memory", "reset_peaks"]
+__all__ = [
+    "TRAINING",
+    "VALUES_AND_TRAINING",
+    "free_memory",
+    "largest_count",
+    "peak_device_memory",
+    "peak_memory",
+    "reset_peaks",
+]
+
+# Bytes for one trained entry: its gradient, AdamW's two moments and the best value so far; and with
+# the value itself.
+TRAINING = 16
+VALUES_AND_TRAINING = 20
 
 _STATUS = Path("/proc/self/status")
+_LIMIT, _USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 
 
 def reset_peaks() -> None:
@@ -37,3 +52,18 @@ def peak_memory() -> int:
 def peak_device_memory() -> int:
     """The highest memory taken on the accelerator since `reset_peaks`, in bytes; 0 without."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on a device; in a container (cgroup v2) up to its limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = int(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+        free = min(free, int(_LIMIT.read_text()) - int(_USED.read_text()))
+    return free
+
+
+def largest_count(size: int, device: torch.device) -> int:
+    """How many pieces of so many bytes fit into what is free on a device."""
+    return max(0, free_memory(device) // max(size, 1))

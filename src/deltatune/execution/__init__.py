@@ -1,0 +1,1 @@
+"""Execution: tasks, backbones, the kernel, training and evaluation meet to carry out cells."""

@@ -1,0 +1,173 @@
+"""Cells, carried out: one by itself, or several over one frozen base.
+
+Here tasks, backbones, the kernel, training and evaluation meet. The test rows are looked at once,
+after everything is decided.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+from deltatune.core.delta import Delta, attach
+from deltatune.core.errors import ConfigurationError, DeltatuneError
+from deltatune.core.grammar import parse
+from deltatune.core.plan import plan
+from deltatune.core.run import Run
+from deltatune.execution.ground import rows_of
+from deltatune.execution.prepared import Prepared, prepare
+from deltatune.study.cell import Cell, CellResult
+from deltatune.training.budget import parse as parse_budget
+from deltatune.training.loop import fit
+from deltatune.training.many import Job, Outcome, fit_many
+from deltatune.training.memory import VALUES_AND_TRAINING, largest_count
+from deltatune.training.progress import Progress
+
+__all__ = ["Told", "attached", "execute", "execute_together", "shared_base"]
+
+Told: TypeAlias = Callable[[Cell, CellResult | DeltatuneError], None]
+
+
+def execute(
+    cell: Cell,
+    *,
+    data: str | Path | None = None,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> CellResult:
+    """Carries out a cell.
+
+    Args:
+        cell: what to do.
+        data: where task rows are, see `Task.load`.
+        folder: keeps `run/`, from which an interrupted cell goes on, and `delta/`, the artefact;
+            None keeps nothing.
+        progress: what shows the training.
+
+    Raises:
+        DeltatuneError: whatever is wrong with names, rows, settings or the run itself.
+    """
+    started = time.perf_counter()
+    ready = prepare(cell, data=data, folder=folder)
+    model = ready.backbone.model
+    with attached(attach(model, ready.expression, seed=cell.seed)) as delta:
+        result = fit(
+            Run(delta),
+            ready.encoding.rows,
+            ready.collate,
+            settings=ready.settings,
+            budget=parse_budget(cell.budget),
+            validate=ready.validate,
+            metric=ready.task.metric,
+            folder=ready.run_folder,
+            progress=progress,
+        )
+        memory = result.peak_device_memory or result.peak_memory
+        return ready.finish(delta, result, seconds=time.perf_counter() - started, memory=memory)
+
+
+def shared_base(cell: Cell, data: str | Path | None = None) -> str | None:
+    """Names the base with its deltas that a cell needs: cells of one name can be trained together.
+
+    None for a cell that must be alone: it trains the backbone itself, or with its dropout.
+    """
+    expression = parse(cell.method).at(cell.at)
+    if any(method.in_place for method in expression) or cell.settings.base_dropout:
+        return None
+    task, _ = rows_of(cell.task, cell.protocol, data, {})
+    return repr(
+        (cell.backbone, cell.revision, task.head_width, str(expression), cell.settings.precision)
+    )
+
+
+def execute_together(
+    cells: Sequence[Cell],
+    told: Told,
+    *,
+    slots: int,
+    tokens: int = 2048,
+    data: str | Path | None = None,
+    folder: Callable[[Cell], Path | None] = lambda cell: None,
+    progress: Progress | None = None,
+) -> None:
+    """Carries out cells of one `shared_base`, several at once.
+
+    What comes out is what `execute` gives, up to the order of sums; but time is a cell's share of
+    that of all, and memory is not measured.
+
+    Args:
+        cells: what to do.
+        told: called with each cell when it ends.
+        slots: how many at once.
+        tokens: see `fit_many`; a longer row raises it.
+        data, progress: see `execute`.
+        folder: that of each cell.
+
+    Raises:
+        ConfigurationError: so many do not fit into memory.
+        DeltatuneError: see `execute`.
+    """
+    ready = [prepare(cell, data=data, folder=folder(cell)) for cell in cells]
+    model = ready[0].backbone.model
+    slots = min(slots, len(ready))
+    _check_memory(ready[0], slots)
+    seeds = [one.cell.seed for one in ready]
+    expression = ready[0].expression
+    with attached(attach(model, expression, slots=slots, seed=seeds[:slots])) as delta:
+
+        def ended(number: int, slot: int, outcome: Outcome) -> None:
+            if isinstance(outcome, DeltatuneError):
+                told(cells[number], outcome)
+                return
+            seconds = outcome.seconds + ready[number].evaluating
+            with delta.route([slot]):
+                told(
+                    cells[number],
+                    ready[number].finish(delta, outcome, slot=slot, seconds=seconds, memory=None),
+                )
+
+        longest = max(len(row.input_ids) for one in ready for row in one.encoding.rows)
+        fit_many(
+            delta,
+            [_job(one) for one in ready],
+            ready[0].collate,
+            tokens=max(tokens, longest),
+            progress=progress,
+            ended=ended,
+        )
+
+
+def _job(ready: Prepared) -> Job:
+    return Job(
+        ready.encoding.rows,
+        ready.settings,
+        parse_budget(ready.cell.budget),
+        ready.validate,
+        ready.task.metric,
+        ready.run_folder,
+        ready.cell.seed,
+    )
+
+
+def _check_memory(ready: Prepared, slots: int) -> None:
+    model = ready.backbone.model
+    entries = plan(model, ready.expression).trainable
+    device = next(model.parameters()).device
+    largest = largest_count(entries * VALUES_AND_TRAINING, device)
+    if slots > largest:
+        raise ConfigurationError(
+            f"{slots} runs of {entries:,} trained entries each do not fit into the free memory of "
+            f"{device}. At most {largest} do, beside what the batches need."
+        )
+
+
+@contextmanager
+def attached(delta: Delta) -> Iterator[Delta]:
+    """A delta that is detached at the end, whatever happens."""
+    try:
+        yield delta
+    finally:
+        delta.detach()

@@ -1,0 +1,134 @@
+"""What a cell needs before it can be carried out: the task's rows and the backbone; and scoring."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from deltatune.backbones.load import Backbone, form_of, load_backbone
+from deltatune.core.errors import ConfigurationError, UnknownNameError
+from deltatune.core.fingerprint import fingerprint
+from deltatune.evaluation.predict import Mode, predict
+from deltatune.evaluation.score import score
+from deltatune.tasks.example import Example, ProtocolName, SplitName, Splits
+from deltatune.tasks.records import find_task
+from deltatune.tasks.task import Task
+
+__all__ = [
+    "OPTIONS",
+    "Evaluated",
+    "backbone_for",
+    "check_options",
+    "describe",
+    "evaluate_on",
+    "rows_of",
+]
+
+OPTIONS: Mapping[str, str] = {
+    "train_rows": "at most so many rows to train on",
+    "validation_rows": "at most so many rows to validate on",
+    "test_rows": "at most so many rows for the final score",
+    "maximum_source": "longest input in tokens; else the task's own",
+    "mode": "how a text-to-text model answers: generate or rank",
+}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Scores of a model on rows of a task.
+
+    Attributes:
+        scores: metric to score, fractions; the task's own first.
+        warnings: lines about rows that had to be truncated.
+    """
+
+    scores: dict[str, float]
+    warnings: tuple[str, ...]
+
+
+def evaluate_on(
+    backbone: Backbone,
+    task: Task,
+    examples: tuple[Example, ...],
+    *,
+    options: Mapping[str, Any],
+) -> Evaluated:
+    """Scores a backbone, with whatever delta is attached to it, on examples."""
+    warnings: list[str] = []
+    mode: Mode = options.get("mode") or "generate"
+    predictions = predict(
+        backbone.model,
+        backbone.tokenizer,
+        backbone.form,
+        examples,
+        task,
+        mode=mode,
+        maximum_source=options.get("maximum_source"),
+        warnings=warnings,
+    )
+    return Evaluated(score(task, predictions, examples), tuple(warnings))
+
+
+def rows_of(
+    name: str, protocol: str, data: str | Path | None, options: Mapping[str, Any]
+) -> tuple[Task, Splits]:
+    """The task and its rows, at most as many of each split as the options say."""
+    if protocol not in get_args(ProtocolName):
+        raise UnknownNameError("protocol", protocol, get_args(ProtocolName))
+    task, splits = _read(name, protocol, None if data is None else str(data))
+    train, validation, test = (options.get(f"{split}_rows") for split in get_args(SplitName))
+    return task, splits.limit(train, validation, test)
+
+
+def backbone_for(name: str, task: Task, revision: str | None = None) -> Backbone:
+    """The backbone in the form that does the task: encoders with a head as wide as its labels.
+
+    Raises ConfigurationError where an encoder cannot do the task.
+    """
+    revision = revision if revision is not None and not revision.startswith("weights:") else None
+    width = None
+    if form_of(name, revision=revision) == "encoder":
+        width = task.head_width
+        if width is None:
+            raise ConfigurationError(
+                f"{task.name} asks for text, and {name} is an encoder, which answers with a class "
+                "or a value. Choose an encoder-decoder or a decoder."
+            )
+    return _loaded(name, width, revision)
+
+
+def describe(backbone: str, task: str, *, protocol: str, data: str | Path | None) -> dict[str, Any]:
+    """What identifies a cell's backbone and rows beside their names: `revision` and `data`."""
+    record, splits = rows_of(task, protocol, data, {})
+    return {
+        "revision": _identity(backbone),
+        "data": f"{record.name} version {record.version}, {record.digest}, {splits.digest}",
+    }
+
+
+# One backbone serves all cells that follow each other on it: every delta leaves it as it was.
+@functools.lru_cache(maxsize=1)
+def _loaded(name: str, labels: int | None, revision: str | None) -> Backbone:
+    return load_backbone(name, labels=labels, revision=revision)
+
+
+@functools.cache
+def _identity(backbone: str) -> str:
+    loaded = load_backbone(backbone)
+    return loaded.revision or f"weights:{fingerprint(loaded.model).weights}"
+
+
+@functools.lru_cache(maxsize=4)
+def _read(name: str, protocol: ProtocolName, data: str | None) -> tuple[Task, Splits]:
+    task = find_task(name)
+    return task, task.load(data, protocol)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises UnknownNameError for an option that is not in OPTIONS."""
+    for name in options:
+        if name not in OPTIONS:
+            raise UnknownNameError("option", name, OPTIONS)

@@ -1,0 +1,203 @@
+"""A cell that is ready to be trained, and what becomes of it when it was."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from deltatune.backbones.encoding import Encoding, collate, encode
+from deltatune.backbones.load import Backbone
+from deltatune.core.artefact import save, stored_tensors
+from deltatune.core.delta import Delta
+from deltatune.core.grammar import Expression, parse
+from deltatune.evaluation.score import score
+from deltatune.execution.ground import (
+    Evaluated,
+    backbone_for,
+    check_options,
+    evaluate_on,
+    rows_of,
+)
+from deltatune.study.cell import Cell, CellResult, Point
+from deltatune.study.comparison import preset
+from deltatune.study.source import library_versions
+from deltatune.tasks.example import SplitName, Splits
+from deltatune.tasks.task import Task
+from deltatune.training.settings import Settings
+from deltatune.training.state import Result
+from deltatune.training.step import Collate
+
+__all__ = ["Prepared", "prepare"]
+
+
+@dataclass
+class Prepared:
+    """A cell with all that its training needs.
+
+    Attributes:
+        expression: the method with the head of the task.
+        encoding: the training rows as the backbone reads them.
+        folder: see `execute`.
+        evaluating: seconds spent on the validation rows so far.
+    """
+
+    cell: Cell
+    task: Task
+    splits: Splits
+    backbone: Backbone
+    expression: Expression
+    encoding: Encoding
+    folder: Path | None
+    evaluating: float = field(default=0.0, init=False)
+
+    @property
+    def settings(self) -> Settings:
+        """Those of the cell; its seed, on top of theirs, orders the rows and keys dropout too."""
+        rate = self.cell.settings.learning_rate
+        known = {
+            "learning_rate": preset(self.cell.method) if rate is None else rate,
+            "seed": self.cell.settings.seed + self.cell.seed,
+        }
+        return self.cell.settings.model_copy(update=known)
+
+    @property
+    def run_folder(self) -> Path | None:
+        """Where its checkpoints are."""
+        return None if self.folder is None else self.folder / "run"
+
+    @property
+    def collate(self) -> Collate:
+        """Encoded rows to a batch."""
+        return functools.partial(
+            collate, tokenizer=self.backbone.tokenizer, form=self.backbone.form
+        )
+
+    def validate(self) -> Mapping[str, float]:
+        """Scores on the validation rows, of the model as it is."""
+        started = time.perf_counter()
+        found = evaluate_on(
+            self.backbone, self.task, self.splits.validation, options=self.cell.options
+        )
+        self.evaluating += time.perf_counter() - started
+        return found.scores
+
+    def finish(
+        self,
+        delta: Delta,
+        result: Result,
+        *,
+        slot: int = 0,
+        seconds: float,
+        memory: int | None,
+    ) -> CellResult:
+        """Looks at the test rows, and keeps the delta.
+
+        Args:
+            delta: with the trained values, as the batches are routed now.
+            result: of the training.
+            slot: of the delta.
+            seconds: of the cell until now.
+            memory: highest use during training in bytes.
+        """
+        started = time.perf_counter()
+        validation = _kept_scores(result)
+        test = evaluate_on(self.backbone, self.task, self.splits.test, options=self.cell.options)
+        kept = None
+        if self.folder is not None:
+            facts = self._facts(validation, test)
+            kept = save(delta, self.folder / "delta", slot=slot, facts=facts, overwrite=True)
+        truncated = () if self.encoding.warning is None else (self.encoding.warning,)
+        notes = (*self.task.notes, *self.splits.notes, *truncated, *test.warnings)
+        model = self.backbone.model
+        return CellResult(
+            metric=self.task.metric,
+            scores=test.scores,
+            validation=validation,
+            majority=_majority(self.task, self.splits),
+            category=self.task.provenance.category,
+            status=self.splits.status,
+            notes=tuple(dict.fromkeys(notes)),
+            trainable=delta.bank.numel,
+            stored=sum(tensor.numel() for tensor in stored_tensors(delta, slot).values()),
+            base=sum(parameter.numel() for parameter in model.parameters()),
+            rows={name: len(getattr(self.splits, name)) for name in get_args(SplitName)},
+            steps=result.steps,
+            seconds=result.seconds,
+            total_seconds=seconds + time.perf_counter() - started,
+            memory=memory,
+            curve=tuple(_curve(result, self.task.metric)),
+            device=str(next(model.parameters()).device),
+            versions=library_versions(),
+            artefact=None if kept is None else str(kept),
+        )
+
+    def _facts(self, validation: Mapping[str, float], test: Evaluated) -> dict[str, Any]:
+        return {
+            "backbone": self.cell.backbone,
+            "task": self.task.name,
+            "task_version": self.task.version,
+            "protocol": self.cell.protocol,
+            "rows": self.splits.digest,
+            "seed": self.cell.seed,
+            "budget": self.cell.budget,
+            "settings": self.settings.model_dump(mode="json"),
+            "validation": validation,
+            "test": test.scores,
+            "versions": library_versions(),
+        }
+
+
+def prepare(cell: Cell, *, data: str | Path | None, folder: Path | None) -> Prepared:
+    """Reads rows and backbone of a cell. See `execute`."""
+    check_options(cell.options)
+    task, splits = rows_of(cell.task, cell.protocol, data, cell.options)
+    backbone = backbone_for(cell.backbone, task, cell.revision)
+    encoding = encode(
+        splits.train,
+        backbone.tokenizer,
+        backbone.form,
+        maximum_source=int(cell.options.get("maximum_source") or task.lengths.source),
+        maximum_target=task.lengths.target,
+    )
+    expression = _with_head(parse(cell.method).at(cell.at), backbone, task)
+    return Prepared(cell, task, splits, backbone, expression, encoding, folder)
+
+
+def _with_head(expression: Expression, backbone: Backbone, task: Task) -> Expression:
+    """The expression with a head of the task's own, where the form needs one and none is there."""
+    complete = any(method.in_place or method.category == "head" for method in expression)
+    if backbone.form != "encoder" or complete:
+        return expression
+    return expression + f"head(labels={task.head_width})"
+
+
+def _kept_scores(result: Result) -> dict[str, float]:
+    """The validation scores of the tensors that were kept."""
+    kept = next(point for point in result.history if point.step == result.kept_step)
+    return {name: math.nan if s is None else s for name, s in kept.scores.items()}
+
+
+def _majority(task: Task, splits: Splits) -> float | None:
+    """The score of always giving the commonest label of the training rows."""
+    if task.kind != "classification" or not splits.train or not splits.test:
+        return None
+    commonest = Counter(example.targets[0] for example in splits.train).most_common(1)[0][0]
+    return score(task, [commonest] * len(splits.test), splits.test)[task.metric]
+
+
+def _curve(result: Result, metric: str) -> Iterator[Point]:
+    """The evaluations, each with the mean loss since the one before."""
+    before = 0
+    for point in result.history:
+        losses = list(itertools.islice(result.losses, before, point.step))
+        before = point.step
+        mean = sum(losses) / len(losses) if losses else None
+        found = point.scores.get(metric)
+        yield Point(step=point.step, seconds=point.seconds, loss=mean, validation=found)
