@@ -27,6 +27,7 @@ from deltatune.core.errors import ConfigurationError, DeltatuneError, TrainingEr
 from deltatune.core.run import SlotRun
 from deltatune.training.batch import count_tokens, loss_items, row_length
 from deltatune.training.budget import Budget
+from deltatune.training.forward import forward_context
 from deltatune.training.loop import Loop, Validate, begin
 from deltatune.training.losses import inputs_without_loss, row_losses
 from deltatune.training.memory import TRAINING, largest_count
@@ -270,9 +271,9 @@ class _Together:
         return losses
 
     def _forward(self, slots: Sequence[int], batch: Mapping[str, Tensor]) -> Tensor:
-        model, bf16 = self.delta.model, self.jobs[0].settings.precision == "bf16"
-        device = self.accelerator.device
-        with self.delta.route(slots), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        model, precision = self.delta.model, self.jobs[0].settings.precision
+        context = forward_context(model, precision, self.accelerator.device, batch)
+        with self.delta.route(slots), context:
             logits = model(**inputs_without_loss(model, batch)).logits
         return row_losses(model, logits, batch["labels"])
 

@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
-import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
-from torch import Tensor
+from torch import Tensor, nn
 
 from deltatune.core.errors import TrainingError
 from deltatune.training.batch import count_loss_items, count_tokens
+from deltatune.training.forward import forward_context
 from deltatune.training.optim import clip
 from deltatune.training.random_state import seed_forward
 from deltatune.training.settings import Settings
@@ -137,7 +137,8 @@ class StepTaker:
         forward = state.facts.forwards
         self.run.set_step(forward)
         seed_forward(self.settings.seed, forward, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+        model = cast(nn.Module, self.run)
+        with forward_context(model, self.settings.precision, device, batch):
             loss = self.run(**{name: held.to(device) for name, held in batch.items()}).loss
         value = float(loss.detach())
         if not math.isfinite(value):
