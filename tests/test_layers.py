@@ -14,7 +14,10 @@ ANY = frozenset({"*"})
 # package -> (what it may import of ours, what of others); the standard library is free.
 TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "primitives": (frozenset({"core.errors", "core.leaf"}), frozenset({"torch"})),
-    "core": (frozenset(), frozenset({"torch", "safetensors", "pydantic", "xxhash", "numpy"})),
+    "core": (
+        frozenset(),
+        frozenset({"torch", "safetensors", "pydantic", "xxhash", "blake3", "numpy"}),
+    ),
     "methods": (frozenset({"core", "primitives"}), frozenset({"torch"})),
     "backbones": (frozenset({"core"}), ANY),
     "tasks": (

@@ -97,7 +97,7 @@ def signed(
     content = json.loads(written()["delta.json"])
     held = written()["delta.safetensors"] if tensors is None else tensors
     content["size"] = len(held)
-    content["sha256"] = module.hashlib.sha256(held).hexdigest()
+    content["blake3"] = module.blake3(held).hexdigest()
     change(content)
     text = json.dumps(content | {"digest": ""})
     text = text.replace('"digest": ""', f'"digest": "{module._digest(text, "")}"', 1)
@@ -213,6 +213,16 @@ def test_an_existing_folder_is_replaced_only_if_asked_and_only_if_it_is_a_delta(
     assert (precious / "thesis.tex").read_text() == "years"
 
 
+def test_both_roads_to_the_file_write_the_same(delta: Delta, tmp_path: Path) -> None:
+    tensors = module.stored_tensors(delta)
+    module._write_tensors(tensors, tmp_path / "short")
+    module.save_file(tensors, tmp_path / "long")
+    assert (tmp_path / "short").read_bytes() == (tmp_path / "long").read_bytes()
+    halved = {name: value.bfloat16() for name, value in tensors.items()}
+    module._write_tensors(halved, tmp_path / "halved")
+    assert all(torch.equal(halved[n], v) for n, v in load_file(tmp_path / "halved").items())
+
+
 def test_an_unwritable_place_is_refused(delta: Delta, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtefactError, match="Cannot write"):
@@ -220,7 +230,7 @@ def test_an_unwritable_place_is_refused(delta: Delta, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("failing", ["save_file", "_publish", "_signed"])
+@pytest.mark.parametrize("failing", ["_write_tensors", "_publish", "_signed"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_full_disk_leaves_nothing_half_written(
     failing: str, overwrite: bool, delta: Delta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

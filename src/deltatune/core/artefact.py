@@ -20,8 +20,10 @@ from typing import Any, Literal
 
 import pydantic
 import torch
+from blake3 import blake3
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
+from safetensors import numpy as numpy_files
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -73,7 +75,7 @@ class Artefact(BaseModel):
         method: the expression, in the grammar of methods.
         backbone: what it was made for.
         tensors: what `delta.safetensors` holds.
-        size, sha256: of `delta.safetensors`.
+        size, blake3: of `delta.safetensors`.
         facts: what its maker measured and wants to keep beside it (task, labels, scores).
     """
 
@@ -86,7 +88,7 @@ class Artefact(BaseModel):
     backbone: Fingerprint
     tensors: dict[str, TensorEntry]
     size: int
-    sha256: str
+    blake3: str
     facts: dict[str, Any] = {}
 
 
@@ -176,7 +178,7 @@ def _write(delta: Delta, slot: int, facts: dict[str, Any], part: Path) -> None:
         name: value.cpu().contiguous() for name, value in stored_tensors(delta, slot).items()
     }
     _check_finite(tensors, f"{delta.name} cannot be saved")
-    save_file(tensors, part / _TENSORS)
+    _write_tensors(tensors, part / _TENSORS)
     content = Artefact(
         method=str(Expression(tuple(method.stored() for method in delta.expressions[slot]))),
         backbone=backbone_of(delta),
@@ -185,10 +187,18 @@ def _write(delta: Delta, slot: int, facts: dict[str, Any], part: Path) -> None:
             for name, value in tensors.items()
         },
         size=(part / _TENSORS).stat().st_size,
-        sha256=_sha256(part / _TENSORS),
+        blake3=_blake3(part / _TENSORS),
         facts=facts,
     )
     (part / _JSON).write_text(_signed(content), encoding="utf-8")
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes tensors; the road through numpy takes a quarter of the time, but knows no bf16."""
+    if any(value.dtype is torch.bfloat16 for value in tensors.values()):
+        save_file(tensors, path)
+    else:
+        numpy_files.save_file({name: value.numpy() for name, value in tensors.items()}, path)
 
 
 def read(folder: str | Path) -> Artefact:
@@ -228,7 +238,7 @@ def read(folder: str | Path) -> Artefact:
             f"{path / _TENSORS} has {size:,} bytes, not {artefact.size:,}: it is truncated or was "
             "replaced. Fetch it again."
         )
-    if _sha256(path / _TENSORS) != artefact.sha256:
+    if _blake3(path / _TENSORS) != artefact.blake3:
         raise ArtefactError(
             f"{path / _TENSORS} does not have the digest that delta.json names. Fetch it again."
         )
@@ -349,10 +359,10 @@ def _publish(part: Path, target: Path) -> None:
     shutil.rmtree(former.parent, ignore_errors=True)
 
 
-def _sha256(path: Path) -> str:
+def _blake3(path: Path) -> str:
+    """As safe as SHA-256, and five to thirty times as fast where processors cannot compute that."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return blake3().update_mmap(path).hexdigest()
     except OSError as error:
         raise ArtefactError(f"{path} cannot be read: {error.strerror}.") from None
 
