@@ -26,7 +26,7 @@ from deltatune.training.budget import Steps
 from deltatune.training.many import Job, fit_many
 from deltatune.training.settings import Settings
 
-__all__ = ["rows"]
+__all__ = ["rows", "together"]
 
 SHAPES = ((16, 4, 32, 3.0, 3.6), (8, 8, 64, 1.8, 1.95), (8, 8, 128, 2.2, 2.4))
 BOTTLENECK, TOKENS = 64, 20
@@ -44,7 +44,9 @@ def _shapes(size: Size) -> Iterator[Row]:
     for number, (runs, examples, length, must, stretch) in enumerate(SHAPES, 1):
         times = interleave(
             {
-                "ours": _together(size, "lora(rank=8)", runs, examples, length),
+                "ours": together(
+                    base(size.layers, size.dtype), "lora(rank=8)", runs, examples, length
+                ),
                 "peer": _in_turn(peer(size, size.dtype, "qv", 0.0), runs, examples, length),
                 "floor": backward(floor(size, size.dtype), ids(runs * examples, length)),
             },
@@ -85,7 +87,7 @@ def _others(size: Size) -> Iterator[Row]:
     for number, name, method, model, must in contenders:
         times = interleave(
             {
-                "ours": _together(size, method, 8, examples, length),
+                "ours": together(base(size.layers, size.dtype), method, 8, examples, length),
                 "peer": _in_turn(model, 8, examples, length),
                 "floor": backward(floor(size, size.dtype), ids(8 * examples, length)),
             },
@@ -96,8 +98,8 @@ def _others(size: Size) -> Iterator[Row]:
                   peer=ms["peer"], floor=ms["floor"], over="gain", must=must)  # fmt: skip
 
 
-def _together(size: Size, method: str, runs: int, examples: int, length: int) -> Work:
-    model = base(size.layers, size.dtype)
+def together(model: nn.Module, method: str, runs: int, examples: int, length: int) -> Work:
+    """A step of so many runs of one method, each with so many rows of so many tokens."""
     bank = api.attach(model, method, slots=runs)
     move(bank)
     optimisers = [torch.optim.AdamW([row], lr=1e-4, fused=True) for row in bank.bank.slots]

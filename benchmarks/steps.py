@@ -37,11 +37,16 @@ def rows(size: Size) -> Iterator[Row]:
     yield from _times(size)
 
 
-def base(layers: int, dtype: torch.dtype) -> BertModel:
+def base(layers: int, dtype: torch.dtype, width: int = 768) -> BertModel:
     """A frozen BERT of the base shape, random weights, no dropout."""
     torch.manual_seed(0)
     config = BertConfig(
-        num_hidden_layers=layers, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_attention_heads=width // 64,
+        num_hidden_layers=layers,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     model = BertModel(config, add_pooling_layer=False)
     return model.to(dtype).requires_grad_(False)
@@ -49,9 +54,13 @@ def base(layers: int, dtype: torch.dtype) -> BertModel:
 
 def floor(size: Size, dtype: torch.dtype) -> nn.Module:
     """The base alone, its embedded input wanting a gradient."""
-    model = base(size.layers, dtype)
+    return floor_of(base(size.layers, dtype))
+
+
+def floor_of(model: Any) -> nn.Module:
+    """A base whose embedded input wants a gradient."""
     model.embeddings.register_forward_hook(lambda *called: called[2].requires_grad_())
-    return model
+    return model  # type: ignore[no-any-return]
 
 
 def ours(size: Size, dtype: torch.dtype, at: str, dropout: float) -> nn.Module:

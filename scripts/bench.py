@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402
-from benchmarks import life, parallel, serving, steps  # noqa: E402
+from benchmarks import growth, life, parallel, serving, steps  # noqa: E402
 from benchmarks.harness import Row, Size, machine, versions  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small models, under 5 minutes")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--only", choices=tuple(PARTS), help="one part of the table")
+    parser.add_argument("--growth", action="store_true", help="how costs grow, instead")
     chosen = parser.parse_args()
     name, layers, rounds = ("quick", 2, 3) if chosen.quick else ("full", 12, 7)
     size = Size(name, layers, rounds, getattr(torch, chosen.dtype))
@@ -50,6 +51,8 @@ def main() -> int:
     measured_on = {"machine": machine(), "versions": versions()}
     rows: list[dict[str, Any]] = []
     warnings.simplefilter("ignore")
+    if chosen.growth:
+        return _growth(size, chosen.dtype, measured_on)
     for part in PARTS if chosen.only is None else (chosen.only,):
         rows += _part(part, size, chosen.dtype)
     rows.sort(key=lambda row: [int(part) for part in row["id"].split(".")])
@@ -59,6 +62,32 @@ def main() -> int:
             json.dumps({**measured_on, "dtype": chosen.dtype, "rows": rows}, indent=1) + "\n"
         )
         RESULTS.joinpath("bench.md").write_text(_page(rows, measured_on, chosen.dtype))
+    return 0
+
+
+def _growth(size: Size, dtype: str, measured_on: dict[str, Any]) -> int:
+    """Measures and draws the curves; the page holds every figure."""
+    found = []
+    for curve in growth.curves(size):
+        found.append(curve)
+        print(curve, flush=True)
+    if size.name == "quick":
+        return 0
+    growth.draw(found, RESULTS / "growth.svg")
+    lines = ["# How costs grow", "", _measured_on(measured_on, dtype), "", "![](growth.svg)", ""]
+    for curve in found:
+        power = growth.exponent(curve)
+        lines += [f"## {curve.title}, by {curve.axis}", "",
+                  f"| {curve.axis} | {' | '.join(f'{name}, ms' for name in curve.times)} |",
+                  "|---" * (1 + len(curve.times)) + "|"]  # fmt: skip
+        for k, at in enumerate(curve.sizes):
+            lines.append(f"| {at} | {' | '.join(f'{t[k]:.4g}' for t in curve.times.values())} |")
+        lines += [
+            "",
+            f"Over the larger half of these sizes time grows with the power {power:.2f}.",
+            "",
+        ]
+    RESULTS.joinpath("growth.md").write_text("\n".join(lines))
     return 0
 
 
@@ -93,19 +122,13 @@ def _cell(value: Any) -> str:
 
 
 def _page(rows: Sequence[dict[str, Any]], measured_on: dict[str, Any], dtype: str) -> str:
-    machine, held = measured_on["machine"], sum(row["holds"] for row in rows)
-    speeds = machine["gflops_of_1024_products"].items()
-    speed = ", ".join(f"{number} in {name}" for name, number in speeds)
+    held = sum(row["holds"] for row in rows)
     lines = [f"| {' | '.join(_cell(row[name]) for name in COLUMNS)} |" for row in rows]
     return "\n".join(
         [
             "# Time and memory",
             "",
-            f"{machine['processor']}, {machine['threads']} thread of {machine['cores']} cores, "
-            f"{'with' if machine['amx'] else 'without'} AMX. Products of 1024: {speed} GFLOP/s. "
-            + ", ".join(f"{name} {text}" for name, text in measured_on["versions"].items())
-            + f". Backbones in {dtype}. Contenders take turns in one process; the shortest of at "
-            "least 7 rounds counts. Made by `make bench`.",
+            _measured_on(measured_on, dtype),
             "",
             f"{held} of {len(rows)} bounds hold. They were set for bf16 on a processor with AMX "
             "(2,500 GFLOP/s), where what a library adds to the products weighs far more than here. "
@@ -116,6 +139,19 @@ def _page(rows: Sequence[dict[str, Any]], measured_on: dict[str, Any], dtype: st
             *lines,
             "",
         ]
+    )
+
+
+def _measured_on(measured_on: dict[str, Any], dtype: str) -> str:
+    machine = measured_on["machine"]
+    speeds = machine["gflops_of_1024_products"].items()
+    speed = ", ".join(f"{number} in {name}" for name, number in speeds)
+    return (
+        f"{machine['processor']}, {machine['threads']} thread of {machine['cores']} cores, "
+        f"{'with' if machine['amx'] else 'without'} AMX. Products of 1024: {speed} GFLOP/s. "
+        + ", ".join(f"{name} {text}" for name, text in measured_on["versions"].items())
+        + f". Backbones in {dtype}. Contenders take turns in one process; the shortest of at "
+        "least 7 rounds counts. Made by `make bench`."
     )
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from deltatune.core.bank import Bank
@@ -31,7 +34,7 @@ def made(slots: int = 3) -> Bank:
 
 def used(bank: Bank) -> Tensor:
     """Something that depends on every leaf of every slot, differently."""
-    leaves = bank.stacked(torch.float32, range(bank.count))
+    leaves = bank.stacked(torch.float32, tuple(range(bank.count)), {})
     weights = torch.arange(1.0, bank.count + 1)
     parts = [leaves[n].flatten(1).square().sum(1) * k for k, n in enumerate("abc", 1)]
     return (sum(parts[1:], parts[0]) * weights).sum()
@@ -73,7 +76,7 @@ def test_rows_are_right_after(
     with torch.no_grad():
         other.slots[1].mul_(2)
     assert not torch.equal(used(other), value)
-    assert torch.equal(other.read(1)["a"], other.stacked(torch.float32, ())["a"][1])
+    assert torch.equal(other.read(1)["a"], other.stacked(torch.float32, (1,), {})["a"][0])
 
 
 def _two(shape: tuple[int, ...], random: torch.Generator) -> Tensor:
@@ -102,7 +105,7 @@ def test_rows_lie_in_one_buffer_and_are_joined_without_a_copy() -> None:
 
 def test_a_slot_that_no_row_uses_gets_no_gradient() -> None:
     bank = made()
-    bank.stacked(torch.float32, {0, 2})["a"].sum().backward()
+    bank.stacked(torch.float32, (0, 2), {})["a"].sum().backward()
     assert [row.grad is not None for row in bank.slots] == [True, False, True]
 
 
@@ -121,15 +124,55 @@ def test_a_change_between_forward_and_backward_is_noticed(slots: int) -> None:
 def test_leaves_are_split_once_a_forward_and_anew_where_gradients_are_off() -> None:
     bank = made()
     bank.open()
-    one = bank.stacked(torch.float32, range(3))
-    assert bank.stacked(torch.float32, range(3)) is one
+    one = bank.stacked(torch.float32, (0, 1, 2), {})
+    assert bank.stacked(torch.float32, (0, 1, 2), {}) is one
     with torch.no_grad():
-        assert not bank.stacked(torch.float32, range(3))["a"].requires_grad
-    assert bank.stacked(torch.float32, range(3))["a"].requires_grad
-    assert bank.stacked(torch.bfloat16, range(3))["a"].dtype == torch.bfloat16
-    assert bank.stacked(torch.bfloat16, range(3))["at"].dtype == torch.int64
+        assert not bank.stacked(torch.float32, (0, 1, 2), {})["a"].requires_grad
+    assert bank.stacked(torch.float32, (0, 1, 2), {})["a"].requires_grad
+    assert bank.stacked(torch.bfloat16, (0, 1, 2), {})["a"].dtype == torch.bfloat16
+    assert bank.stacked(torch.bfloat16, (0, 1, 2), {})["at"].dtype == torch.int64
     bank.close()
-    assert bank.stacked(torch.float32, range(3)) is not one
+    assert bank.stacked(torch.float32, (0, 1, 2), {}) is not one
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.permutations(range(4)), st.integers(1, 4), st.sampled_from([torch.float32, torch.bfloat16])
+)
+def test_slots_come_in_the_order_asked_for(
+    order: list[int], count: int, dtype: torch.dtype
+) -> None:
+    bank, chosen = made(4), tuple(order[:count])
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            leaves = bank.stacked(dtype, chosen, {})
+            for name, leaf in leaves.items():
+                own = torch.stack([bank.read(slot)[name] for slot in chosen])
+                assert torch.equal(leaf, own if name == "at" else own.to(dtype))
+    (leaves["a"].float().flatten(1).sum(1) * torch.arange(1.0, count + 1)).sum().backward()
+    for slot, row in enumerate(bank.slots):
+        assert (row.grad is not None) == (slot in chosen)
+        if row.grad is not None:
+            assert row.grad.max() == chosen.index(slot) + 1
+
+
+def test_copies_are_kept_while_a_batch_is_routed_and_nothing_changes() -> None:
+    bank, kept = made(), dict[Any, Any]()
+
+    def held() -> Tensor:
+        return bank.stacked(torch.float32, (2, 0), kept)["a"]
+
+    with torch.no_grad():
+        first = held()
+        assert held() is first
+        bank.write(0, bank.read(1))
+        second = held()
+        assert second is not first and torch.equal(second[1], bank.read(1)["a"])
+        bank.slots[2].data = bank.slots[2].data * 2
+        assert torch.equal(held()[0], bank.read(2)["a"])
+    assert held().requires_grad and not kept  # training changes them in ways that are not counted
+    with torch.no_grad():
+        assert bank.stacked(torch.float32, (0, 1), kept) and not kept  # these are no copies
 
 
 def test_written_is_read() -> None:

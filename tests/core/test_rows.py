@@ -37,7 +37,8 @@ def test_any_routing_equals_a_loop(
     x, y = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)).unbind(0)
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in LEAVES.items()}
     rows = Rows(tuple(slots))
-    made = spread(fast if slotwise else face, rows, x, y, leaves, slotwise=slotwise)
+    used = {name: leaf[list(rows.order)] for name, leaf in leaves.items()}
+    made = spread(fast if slotwise else face, rows, x, y, used, slotwise=slotwise)
     separate = {name: leaf.clone().requires_grad_() for name, leaf in LEAVES.items()}
     wanted = torch.stack(
         [

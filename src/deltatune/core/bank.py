@@ -8,7 +8,7 @@ forward joins them without a copy and splits them once. They are laid together a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -66,7 +66,9 @@ class Bank(nn.Module):
                 self.fixed[name] = f"fixed_{index}"
                 held = torch.zeros(slots, *leaf.shape, dtype=leaf.dtype, device=device)
                 self.register_buffer(f"fixed_{index}", held)
-        self._opened: dict[tuple[torch.dtype, bool], dict[str, Tensor]] | None = None
+        self._opened: dict[tuple[torch.dtype, tuple[int, ...], bool], dict[str, Tensor]] | None = (
+            None
+        )
 
     @property
     def count(self) -> int:
@@ -123,15 +125,15 @@ class Bank(nn.Module):
         self._pack()
         return self
 
-    def joined(self, used: Collection[int | None]) -> Tensor:
-        """All rows, [K, n]. Those not in `used` get no gradient: no optimiser moves them."""
-        rows = [row if k in used else row.detach() for k, row in enumerate(self.slots)]
+    def joined(self, order: Sequence[int]) -> Tensor:
+        """Rows in some order, [slots, n]; without a copy where they lie so in the buffer."""
+        rows = [self.slots[slot] for slot in order]
         if len(rows) == 1:
             alone: Tensor = rows[0].unsqueeze(0)
             return alone
         # Where a compiler looks on, checks of storages and versions would break the graph; the rows
         # of a sharded bank lie where FSDP has gathered them.
-        if torch.compiler.is_compiling() or not _adjacent(list(self.slots)):
+        if torch.compiler.is_compiling() or not _adjacent(rows):
             return torch.stack(rows)
         first = rows[0].detach()
         buffer = first.as_strided((len(rows), len(first)), (len(first), 1), first.storage_offset())
@@ -146,25 +148,53 @@ class Bank(nn.Module):
         """Ends a forward."""
         self._opened = None
 
-    def stacked(self, dtype: torch.dtype, used: Collection[int | None]) -> dict[str, Tensor]:
-        """Every leaf with its slot axis, [K, *shape], in `dtype`; the fixed ones as they are.
+    def stacked(
+        self, dtype: torch.dtype, order: tuple[int, ...], kept: dict[Any, Any]
+    ) -> dict[str, Tensor]:
+        """The leaves of some slots, [slots, *shape] each, in `dtype`; the fixed ones as they are.
 
         Args:
             dtype: of the trained leaves.
-            used: the slots that the batch uses.
+            order: the slots. The others get no gradient: no optimiser moves them.
+            kept: where copies may be kept that are made without gradients, for as long as a batch
+                is routed. They are made anew when torch has counted a change of a slot.
         """
         # A reentrant checkpoint runs its blocks without gradients, in the midst of a forward.
-        key = (dtype, torch.is_grad_enabled())
+        key = (dtype, order, torch.is_grad_enabled())
         if self._opened is not None and key in self._opened:
             return self._opened[key]
-        pieces = torch.split(self.joined(used).to(dtype), self.sizes, dim=1)
+        values = self._kept(dtype, order, kept)
+        if self._opened is not None:
+            self._opened[key] = values
+        return values
+
+    def _kept(
+        self, dtype: torch.dtype, order: tuple[int, ...], kept: dict[Any, Any]
+    ) -> dict[str, Tensor]:
+        if torch.compiler.is_compiling():  # it keeps what it wants itself
+            return self._split(dtype, order)
+        rows = [self.slots[slot] for slot in order]
+        copied = dtype != torch.float32 or not _adjacent(rows)
+        if torch.is_grad_enabled() or not copied or any(row.is_inference() for row in rows):
+            kept.clear()
+            return self._split(dtype, order)
+        marks = [(row.data_ptr(), row._version) for row in rows]
+        key = (id(self), dtype, torch.is_inference_mode_enabled())
+        if kept.get(key, ((), {}))[0] != marks:
+            kept[key] = marks, self._split(dtype, order)
+        values: dict[str, Tensor] = kept[key][1]
+        return values
+
+    def _split(self, dtype: torch.dtype, order: tuple[int, ...]) -> dict[str, Tensor]:
+        pieces = torch.split(self.joined(order).to(dtype), self.sizes, dim=1)
         values = {
             name: piece.view(-1, *shape)
             for (name, shape), piece in zip(self.trained.items(), pieces, strict=True)
         }
-        values |= {name: getattr(self, attribute) for name, attribute in self.fixed.items()}
-        if self._opened is not None:
-            self._opened[key] = values
+        whole_order = order == tuple(range(self.count))
+        for name, attribute in self.fixed.items():
+            fixed = getattr(self, attribute)
+            values[name] = fixed if whole_order else fixed[list(order)]
         return values
 
     def __getstate__(self) -> dict[str, Any]:

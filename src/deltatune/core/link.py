@@ -15,7 +15,7 @@ from deltatune.core.bank import Bank
 from deltatune.core.dropout import Mask, drop
 from deltatune.core.low_rank import Difference
 from deltatune.core.method import Leaves, Method
-from deltatune.core.rows import Rows, fit, select
+from deltatune.core.rows import Rows, fit
 from deltatune.core.select import Form
 from deltatune.core.site import Site
 from deltatune.core.storage import storage_of
@@ -69,20 +69,28 @@ class Link:
         return self.method.fast(x, y, p)
 
     def stacked(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The leaves of this site with their slot axis, in `dtype`."""
-        bank = self.delta.bank
+        """The leaves of this site in `dtype`, of the slots that rows use, in their order."""
+        bank, rows = self.delta.bank, self.delta.rows
         assert isinstance(bank, Bank)
-        held = bank.stacked(dtype, self.delta.rows.groups)
+        if rows.empty:
+            return {}
+        held = bank.stacked(dtype, rows.order, {} if self.delta.routed is None else rows.kept)
         return {name: held[key] for name, key in self.names.items()}
 
     def leaves(self, slot: int) -> dict[str, Tensor]:
-        """The leaves of this site for one slot, in fp32."""
-        return {name: leaf[slot] for name, leaf in self.stacked(torch.float32).items()}
+        """The leaves of this site for one slot, in fp32; without a graph where no row uses it."""
+        order = self.delta.rows.order
+        if slot not in order:
+            held = self.delta.bank.read(slot)
+            return {name: held[key].detach() for name, key in self.names.items()}
+        place = order.index(slot)
+        return {name: leaf[place] for name, leaf in self.stacked(torch.float32).items()}
 
     def difference(self, rows: Rows, dtype: torch.dtype) -> Difference:
         """What a method with factors adds, for rows of one slot or equal groups of slots."""
-        slots = rows.uniform if rows.uniform is not None else rows.equal or ()
-        leaves = {name: select(leaf, slots) for name, leaf in self.stacked(dtype).items()}
+        leaves = self.stacked(dtype)
+        if rows.uniform is not None:
+            leaves = {name: leaf[0] for name, leaf in leaves.items()}
         A, B = self.method.factors(leaves)
         start, stop = self.site.rows or (0, B.shape[-2])
         return Difference(A, B, start, stop, self.mask(rows))

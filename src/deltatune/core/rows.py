@@ -7,8 +7,9 @@ slot axis itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.func import vmap
 
 from deltatune.core.errors import ConfigurationError
 
-__all__ = ["Rows", "fit", "select", "spread"]
+__all__ = ["Rows", "fit", "spread"]
 
 Apply = Callable[..., Tensor]
 
@@ -33,8 +34,10 @@ class Rows:
         empty: whether no row has a delta.
         equal: the slots in order, if rows form contiguous groups of one size and all have a delta.
         groups: slot to the rows that use it.
+        order: the slots that rows use, in order of appearance; leaves come in it.
         narrowed: one row for any number of them, where all are alike; else the rows as they are.
         repeated: how often each row is repeated, to the rows then. Filled by `fit`.
+        kept: what a bank has gathered for this order, where no gradients are asked for.
     """
 
     slots: tuple[int | None, ...]
@@ -42,8 +45,10 @@ class Rows:
     empty: bool = field(init=False, compare=False, repr=False)
     equal: tuple[int, ...] | None = field(init=False, compare=False, repr=False)
     groups: dict[int | None, list[int]] = field(init=False, compare=False, repr=False)
+    order: tuple[int, ...] = field(init=False, compare=False, repr=False)
     narrowed: Rows = field(init=False, compare=False, repr=False)
     repeated: dict[int, Rows] = field(init=False, compare=False, repr=False)
+    kept: dict[Any, Any] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.slots:
@@ -59,8 +64,10 @@ class Rows:
             "empty": alike and self.slots[0] is None,
             "equal": _equal(self.slots, groups),
             "groups": groups,
+            "order": tuple(slot for slot in groups if slot is not None),
             "narrowed": Rows(self.slots[:1]) if alike and len(self.slots) > 1 else self,
             "repeated": {},
+            "kept": {},
         }
         for name, value in found.items():
             object.__setattr__(self, name, value)
@@ -105,35 +112,26 @@ def spread(
         face: (x, y, leaves) -> new y.
         rows: one slot for each row of `x`.
         x, y: [rows, ...].
-        leaves: name to [K, ...].
+        leaves: name to [slots that are used, ...], in the order of `rows.order`.
         slotwise: whether `face` takes a slot axis itself (`fast`), so that it needs no `vmap`.
     """
     if rows.empty:
         return y
     if rows.uniform is not None:
-        return face(x, y, {name: leaf[rows.uniform] for name, leaf in leaves.items()})
+        return face(x, y, {name: leaf[0] for name, leaf in leaves.items()})
     apply = _batched(face) if slotwise else vmap(face)
     if rows.equal is not None:
-        order = rows.equal
-        held = {name: select(leaf, order) for name, leaf in leaves.items()}
-        groups, size = len(order), len(rows.slots) // len(order)
+        groups, size = len(rows.equal), len(rows.slots) // len(rows.equal)
         parts = (x.reshape(groups, size, *x.shape[1:]), y.reshape(groups, size, *y.shape[1:]))
-        return apply(*parts, held).flatten(0, 1)
+        return apply(*parts, leaves).flatten(0, 1)
     with_delta = [row for row, slot in enumerate(rows.slots) if slot is not None]
-    slots = [slot for slot in rows.slots if slot is not None]
-    held = {name: select(leaf, slots) for name, leaf in leaves.items()}
+    place = {slot: number for number, slot in enumerate(rows.order)}
+    places = [place[slot] for slot in rows.slots if slot is not None]
+    gather = torch.tensor(places, device=y.device)
+    held = {name: leaf[gather] for name, leaf in leaves.items()}
     index = torch.tensor(with_delta, device=y.device)
     new = apply(x[index], y[index], held)
     return y.index_copy(0, index, new.to(y.dtype))
-
-
-def select(leaf: Tensor, slots: int | Sequence[int]) -> Tensor:
-    """One slot of a leaf [K, ...] without the slot axis, or several of them with it."""
-    if isinstance(slots, int):
-        return leaf[slots]
-    if list(slots) == list(range(leaf.shape[0])):
-        return leaf
-    return leaf[torch.tensor(slots, device=leaf.device)]
 
 
 def _batched(face: Apply) -> Apply:

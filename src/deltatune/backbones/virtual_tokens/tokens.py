@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from deltatune.core.link import Link
+from deltatune.core.method import Leaves
 
 __all__ = ["tokens_of"]
 
@@ -17,20 +18,22 @@ def tokens_of(
     (None: all).
     """
     rows = link.rows(size)
-    leaves = link.stacked(dtype)
 
-    def made(slot: int) -> tuple[Tensor, ...]:
-        p = {name: leaf[slot] for name, leaf in leaves.items()}
+    def made(p: Leaves) -> tuple[Tensor, ...]:
         return link.method.attend(p) if pair else (link.method.embed(p),)
 
+    def of_slot(place: int) -> Leaves:
+        return {name: leaf[place] for name, leaf in leaves.items()}
+
+    leaves = link.stacked(dtype)
     if rows.uniform is not None:
-        return tuple(
-            t.to(dtype).unsqueeze(0).expand(size, -1, -1) for t in made(rows.uniform)
-        ), None
-    used = [slot for slot in rows.groups if slot is not None] or [0]
-    stacks = [torch.stack(parts).to(dtype) for parts in zip(*map(made, used), strict=True)]
-    index = torch.tensor([used.index(s) if s is not None else 0 for s in rows.slots])
-    present = torch.tensor([s is not None for s in rows.slots], device=stacks[0].device)
-    return tuple(stack[index.to(stack.device)] for stack in stacks), (
-        None if present.all() else present
-    )
+        each = made(of_slot(0))
+        return tuple(t.to(dtype).unsqueeze(0).expand(size, -1, -1) for t in each), None
+    # Where no row has a delta, those of a slot stand in.
+    found = [made(of_slot(place)) for place in range(len(rows.order))] or [made(link.leaves(0))]
+    stacks = [torch.stack(parts).to(dtype) for parts in zip(*found, strict=True)]
+    place = {slot: number for number, slot in enumerate(rows.order)}
+    device = stacks[0].device
+    index = torch.tensor([0 if s is None else place[s] for s in rows.slots], device=device)
+    present = torch.tensor([s is not None for s in rows.slots], device=device)
+    return tuple(stack[index] for stack in stacks), None if present.all() else present
