@@ -1,11 +1,11 @@
 """The trunk: what of a model lies below everything that deltas do.
 
-The boundary is the module that is called first of those that a delta acts in: a block of a stack, or
-a module after all blocks, as a head; in an encoder-decoder whose encoder no delta acts in, the
+The boundary is the module that is called first of those that a delta acts in: a block of a stack,
+or a module after all blocks, as a head; in an encoder-decoder whose encoder no delta acts in, the
 decoder, which reads what the encoder gives. What the boundary reads is a fixed function of a row.
 `reach` computes it and goes no further; `above` computes a model's output from it. All code of the
-model outside of the blocks below runs in both, so that masks, positions and tables are its own: a
-block below hands on what it got, and the boundary reads what was given.
+model outside of the blocks below runs in both, so that masks, positions and tables are its own: in
+`above` a block below hands on what it got, and the boundary reads what was given.
 
 Some blocks hand on more than hidden states. T5's first makes the positions' bias, which all others
 read: then the first runs, and its bias is handed on. Whatever else a family does is found out by
@@ -14,7 +14,7 @@ comparing the output of `above` with that of the model, which is up to the calle
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -61,26 +61,31 @@ class Trunk:
         _check(host)
         self.host = host
         names = {module: name for name, module in model.named_modules()}
-        order = {module: number for number, module in enumerate(names)}
+        self._order = order = {module: number for number, module in enumerate(names)}
         blocks = _blocks(model)
         first = min(_modules(host), key=order.__getitem__)
         inside = [path for path in blocks if f"{names[first]}.".startswith(f"{path}.")]
         bound = model.get_submodule(inside[0]) if inside else first
-        bound = _decoder(model, blocks, bound, order) or bound
+        decoder = _decoder(model, blocks, bound, order)
+        bound = bound if decoder is None else decoder
         self._module, self.boundary = bound, names[bound]
-        self.argument = _ENCODED if _reads_encoded(model, bound) else parameter_names(bound)[0]
+        self.argument = parameter_names(bound)[0] if decoder is None else _ENCODED
         self.below = [p for p in blocks if order[model.get_submodule(p)] < order[bound]]
         self._above = [path for path in blocks if path not in self.below]
         self._blocks = _stand_ins(self)
         self._mode: Literal["reach", "above"] | None = None
-        self._states: Tensor | None = None
+        self._given: list[Tensor] = []  # what the boundary reads next
         self._condition = self._now()
 
     @property
     def share(self) -> float:
         """See the class."""
         below, above = (
-            sum(p.numel() for path in paths for p in self.host.model.get_submodule(path).parameters())
+            sum(
+                p.numel()
+                for path in paths
+                for p in self.host.model.get_submodule(path).parameters()
+            )
             for paths in (self.below, self._above)
         )
         return below / max(below + 2 * above, 1)
@@ -93,6 +98,8 @@ class Trunk:
         """
         model = self.host.model
         heads = [place.module for place in places(model) if place.part == "head"]
+        later = list(self._order)[self._order[self._module] :]
+        heads = [path for path in heads if model.get_submodule(path) in later]
         excluded = {self.boundary, *self._above, *heads}
         weights = fingerprint(model, excluded=excluded).weights
         if weights is None:
@@ -166,13 +173,13 @@ class Trunk:
                 "A delta was attached, detached, merged or switched since the trunk was found. "
                 "Do that between runs."
             )
-        self._mode, self._states = "above", states
+        self._mode, self._given = "above", [states]
         try:
             output = inner(**batch)
-            if self._states is not None:
+            if self._given:
                 raise self._never()
         finally:
-            self._mode = self._states = None
+            self._mode, self._given = None, []
         return output
 
     def _at_boundary(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -182,12 +189,11 @@ class Trunk:
         given = dict(zip(names, args, strict=False)) | kwargs
         if self._mode == "reach":
             raise _Reached(given[self.argument])
-        if self._states is None:
+        if not self._given:
             raise UnsupportedError(
                 f"{self.boundary} is called several times in one pass. Train without a cache."
             )
-        states, self._states = self._states, None
-        place = names.index(self.argument)
+        states, place = self._given.pop(), names.index(self.argument)
         if place < len(args):
             return inner(*args[:place], states, *args[place + 1 :], **kwargs)
         return inner(*args, **(kwargs | {self.argument: states}))
@@ -310,18 +316,13 @@ def _blocks(model: nn.Module) -> list[str]:
 
 
 def _decoder(
-    model: nn.Module, blocks: list[str], bound: nn.Module, order: Mapping[nn.Module, int]
+    model: nn.Module, blocks: Sequence[str], bound: nn.Module, order: Mapping[nn.Module, int]
 ) -> nn.Module | None:
-    """The decoder of an encoder-decoder, if no delta acts in its encoder; else None."""
+    """The decoder of an encoder-decoder, if the boundary lies after its encoder; else None."""
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return None
-    encoder, decoder = model.get_encoder(), model.get_decoder()
-    inside = {id(module) for module in encoder.modules()}
-    last = max(order[model.get_submodule(p)] for p in blocks if id(model.get_submodule(p)) in inside)
-    return decoder if order[bound] > last and id(bound) not in inside else None
-
-
-def _reads_encoded(model: nn.Module, bound: nn.Module) -> bool:
-    decoder = getattr(model, "get_decoder", lambda: None)
-    both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    return bool(both) and bound is decoder()
+    whole: Any = model
+    encoded = set(whole.get_encoder().modules())
+    found = [module for module in map(model.get_submodule, blocks) if module in encoded]
+    decoder: nn.Module = whole.get_decoder()
+    return decoder if order[bound] > max(order[one] for one in found) else None

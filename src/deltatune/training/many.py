@@ -26,13 +26,14 @@ from deltatune.core.errors import ConfigurationError, TrainingError
 from deltatune.core.run import SlotRun
 from deltatune.training.batch import count_tokens, loss_items, row_length
 from deltatune.training.budget import Budget
-from deltatune.training.loop import Loop, Validate, begin
+from deltatune.training.loop import Loop, Validate, begin, serving
 from deltatune.training.losses import inputs_without_loss, row_losses
 from deltatune.training.progress import Progress, SilentProgress
 from deltatune.training.random_state import isolated_random_state
 from deltatune.training.settings import Settings
 from deltatune.training.state import Result
 from deltatune.training.step import Chosen, Collate
+from deltatune.training.trunk_cache import TrunkCache
 
 __all__ = ["Job", "fit_many"]
 
@@ -66,6 +67,7 @@ def fit_many(
     *,
     tokens: int = 2048,
     progress: Progress | None = None,
+    trunk_cache: TrunkCache | None = None,
 ) -> list[Result | TrainingError]:
     """Trains one slot of a delta for each job, all at once.
 
@@ -78,6 +80,7 @@ def fit_many(
         collate: rows of any of the jobs to a batch of tensors with labels.
         tokens: how many input tokens, with padding, one pass may have.
         progress: what shows the runs.
+        trunk_cache: see `fit`; a row that several runs share is kept once for all of them.
 
     Returns:
         For each job what was measured, or the error that stopped it.
@@ -95,7 +98,8 @@ def fit_many(
             progress.start(f"training {len(jobs)} runs")
             for loop in loops:
                 loop.open()
-            return _Together(delta, loops, collate, tokens, accelerator, progress).run()
+            with serving(trunk_cache, loops, progress):
+                return _Together(delta, loops, collate, tokens, accelerator, progress).run()
         finally:
             progress.stop()
             runs[0].eval()
