@@ -56,9 +56,10 @@ class Trunk:
 
     def __init__(self, model: nn.Module) -> None:
         host = host_of(model)
+        if host is not None:
+            _check(host)
         if host is None or not _acting(host):
             raise StateError("There is no trunk where no delta acts. Attach one first.")
-        _check(host)
         self.host = host
         names = {module: name for name, module in model.named_modules()}
         self._order = order = {module: number for number, module in enumerate(names)}
@@ -130,8 +131,10 @@ class Trunk:
     def reach(self, inner: Inner, batch: Mapping[str, Tensor]) -> Tensor:
         """What the boundary reads, [rows, ...], computed as far as there.
 
-        Raises UnsupportedError if the boundary is not reached, or a delta acts before it.
+        Raises UnsupportedError if the boundary is not reached, or a delta acts before it;
+        StateError as `above`.
         """
+        self._check_condition()
         others = [chain for chain in self.host.chains if chain.module is not self._module]
         chains = [chain for chain in others if _live(chain.links, chain.entries)]
         called = [chain for chain in chains if chain.called]
@@ -168,11 +171,7 @@ class Trunk:
         Raises UnsupportedError if the boundary is not called exactly once, StateError if other
         deltas act than when the trunk was found.
         """
-        if self._now() != self._condition:
-            raise StateError(
-                "A delta was attached, detached, merged or switched since the trunk was found. "
-                "Do that between runs."
-            )
+        self._check_condition()
         self._mode, self._given = "above", [states]
         try:
             output = inner(**batch)
@@ -203,6 +202,13 @@ class Trunk:
             f"{self.boundary} takes no part in the forward pass. Choose a target whose modules do."
         )
 
+    def _check_condition(self) -> None:
+        if self._now() != self._condition:
+            raise StateError(
+                "A delta was attached, detached, merged or switched since the trunk was found. "
+                "Do that between runs."
+            )
+
     def _now(self) -> list[tuple[int, bool]]:
         return [(id(delta), delta.enabled and not delta.merged) for delta in self.host.deltas]
 
@@ -221,6 +227,7 @@ class _StandIn:
 
     Attributes:
         first: the first block of the boundary's own stack; None in another stack.
+        seen: whether the pass under way has called it.
         rest: what it gives beside hidden states; None where it gives these alone.
         runs: whether it runs all the same, because later blocks read what it gives.
     """
@@ -230,6 +237,7 @@ class _StandIn:
     path: str
     names: tuple[str, ...]
     first: _StandIn | None
+    seen: bool = False
     rest: tuple[Any, ...] | None = None
     runs: bool = False
 
@@ -241,11 +249,18 @@ class _StandIn:
             return hidden if rest is None else (hidden, *rest)
         output = inner(*args, **kwargs)
         if mode is not None:
+            self.seen = True
             self.rest = output[1:] if isinstance(output, tuple) else None
         return output
 
     def learn(self) -> None:
         """Finds out, after a pass through all blocks below, what it must hand on."""
+        if not self.seen:
+            raise UnsupportedError(
+                f"{self.path} is called after {self.trunk.boundary} or not at all, so it is not "
+                "below. Train without a cache."
+            )
+        self.seen = False
         made = [one for one in self.rest or () if isinstance(one, Tensor)]
         if made and self.first is not None:
             others = self.first.rest or ()
@@ -283,8 +298,8 @@ def _check(host: Host) -> None:
         )
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise UnsupportedError(
-            "Gradient checkpointing computes blocks again that a cache stands in for. Call "
-            "model.gradient_checkpointing_disable(): below the boundary no activations are kept."
+            "Gradient checkpointing computes blocks again that a cache stands in for. Switch it "
+            "off: below the boundary no activations are kept anyway."
         )
     if model._compiled_call_impl is not None:
         raise UnsupportedError(

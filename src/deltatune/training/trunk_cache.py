@@ -186,9 +186,8 @@ class _Served:
         if args:
             raise UnsupportedError("A trunk cache needs a batch given by names, as `run(**batch)`.")
         rows = _Rows.of(kwargs)
-        if self.like is None:
-            self._compare(inner, kwargs, rows)
-        return self.trunk.above(inner, kwargs, self._states(inner, kwargs, rows))
+        read = self._states if self.like is not None else self._compared
+        return self.trunk.above(inner, kwargs, read(inner, kwargs, rows))
 
     def _states(self, inner: Inner, batch: Mapping[str, Any], rows: _Rows) -> Tensor:
         """What the boundary reads, [rows, ...], padded with zeros."""
@@ -253,8 +252,8 @@ class _Served:
         assert self.like is not None
         return self.cache.dtype or self.like.dtype
 
-    def _compare(self, inner: Inner, batch: Mapping[str, Any], rows: _Rows) -> None:
-        """Computes a batch with and without the cache.
+    def _compared(self, inner: Inner, batch: Mapping[str, Any], rows: _Rows) -> Tensor:
+        """The states of the first batch, which is computed with and without the cache.
 
         Raises:
             UnsupportedError: the model's output is not a function of what the boundary reads.
@@ -284,6 +283,7 @@ class _Served:
                 f"The model's output is not a function of what {self.trunk.boundary} reads: more "
                 "than hidden states goes past it. Train without a trunk cache."
             )
+        return given
 
 
 def _shown(values: Tensor, mask: Tensor | None) -> Tensor:
