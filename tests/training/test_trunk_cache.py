@@ -236,7 +236,7 @@ def with_square_mask(rows: Rows) -> dict[str, Any]:
 def test_rows_that_cannot_be_told_apart() -> None:
     rows = rows_for("bert", 0)
     settings, budget = quick(base_dropout=False), Epochs(2)
-    with pytest.raises(UnsupportedError, match="one entry for each row; found"):
+    with pytest.raises(UnsupportedError, match="one entry for each row; found input_ids"):
         fit(a_run(), rows, with_scale, settings=settings, budget=budget, trunk_cache=TrunkCache())
     # A mask of another form is taken as it is, with its padding.
     plain, cached = (

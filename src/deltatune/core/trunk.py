@@ -81,15 +81,12 @@ class Trunk:
     @property
     def share(self) -> float:
         """See the class."""
-        below, above = (
-            sum(
-                p.numel()
-                for path in paths
-                for p in self.host.model.get_submodule(path).parameters()
-            )
-            for paths in (self.below, self._above)
-        )
+        below, above = self._parameters(self.below), self._parameters(self._above)
         return below / max(below + 2 * above, 1)
+
+    def _parameters(self, paths: Sequence[str]) -> int:
+        modules = [self.host.model.get_submodule(path) for path in paths]
+        return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
     def identity(self) -> dict[str, str]:
         """What the states of a row depend on beside the row: the weights that they are made with,
@@ -184,18 +181,18 @@ class Trunk:
     def _at_boundary(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._mode is None:
             return inner(*args, **kwargs)
-        names = parameter_names(self._module)
-        given = dict(zip(names, args, strict=False)) | kwargs
+        named = self.argument in kwargs
+        place = 0 if named else parameter_names(self._module).index(self.argument)
         if self._mode == "reach":
-            raise _Reached(given[self.argument])
+            raise _Reached(kwargs[self.argument] if named else args[place])
         if not self._given:
             raise UnsupportedError(
                 f"{self.boundary} is called several times in one pass. Train without a cache."
             )
-        states, place = self._given.pop(), names.index(self.argument)
-        if place < len(args):
-            return inner(*args[:place], states, *args[place + 1 :], **kwargs)
-        return inner(*args, **(kwargs | {self.argument: states}))
+        states = self._given.pop()
+        if named:
+            return inner(*args, **(kwargs | {self.argument: states}))
+        return inner(*args[:place], states, *args[place + 1 :], **kwargs)
 
     def _never(self) -> UnsupportedError:
         return UnsupportedError(
@@ -248,8 +245,8 @@ class _StandIn:
             rest = self.first.rest if self.first is not None and self.first.runs else self.rest
             return hidden if rest is None else (hidden, *rest)
         output = inner(*args, **kwargs)
+        self.seen = self.seen or mode == "reach"
         if mode is not None:
-            self.seen = True
             self.rest = output[1:] if isinstance(output, tuple) else None
         return output
 
@@ -301,7 +298,7 @@ def _check(host: Host) -> None:
             "Gradient checkpointing computes blocks again that a cache stands in for. Switch it "
             "off: below the boundary no activations are kept anyway."
         )
-    if model._compiled_call_impl is not None:
+    if any(module._compiled_call_impl is not None for module in model.modules()):
         raise UnsupportedError(
             "A compiled model is one graph, in which no part can be stood in for. Train without "
             "a cache, or compile nothing."
@@ -340,4 +337,5 @@ def _decoder(
     encoded = set(whole.get_encoder().modules())
     found = [module for module in map(model.get_submodule, blocks) if module in encoded]
     decoder: nn.Module = whole.get_decoder()
-    return decoder if order[bound] > max(order[one] for one in found) else None
+    last = max((order[module] for module in found), default=-1)
+    return decoder if order[bound] > last else None

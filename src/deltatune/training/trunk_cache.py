@@ -8,6 +8,7 @@ ways and compared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ class TrunkCache:
     """A cache for `fit` and `fit_many`.
 
     One object may serve several runs, one after the other: over the same backbone, boundary and
-    precision they share what is kept in memory.
+    precision they share what is kept in memory. It is used where the trunk is at least a tenth of a
+    step and rows are seen again; a folder is filled by a run of one epoch too.
 
     Args:
         capacity: in bytes, of the states in memory, or of all files in the folder.
@@ -101,9 +103,10 @@ class TrunkCache:
             progress.say(f"trunk cache not used: {reason}")
             yield
             return
+        times = "an unknown number of" if math.isinf(visits) else f"{visits:.3g}"
         progress.say(
             f"trunk cache used: {len(trunk.below)} blocks below {trunk.boundary}, about "
-            f"{trunk.share:.0%} of a step, and a row is seen {visits:.3g} times"
+            f"{trunk.share:.0%} of a step, and {times} epochs"
         )
         states = self._open(trunk, settings)
         try:
@@ -151,10 +154,11 @@ class _Rows:
         held = {name: batch[name].cpu() for name in names if isinstance(batch[name], Tensor)}
         counts = {value.shape[0] if value.dim() else 0 for value in held.values()}
         strange = [n for n in names if n not in held and batch[n] is not None]
-        if strange or len(counts) != 1 or "input_ids" not in held:
+        flat = "input_ids" in held and held["input_ids"].dim() == 2
+        if strange or len(counts) != 1 or not flat:
             raise UnsupportedError(
-                "A trunk cache tells rows apart by input_ids and other tensors with one entry for "
-                f"each row; found {', '.join(strange or names) or 'nothing'}. Train without it."
+                "A trunk cache tells rows apart by input_ids [rows, tokens] and other tensors with "
+                f"one entry for each row; found {', '.join(strange or names)}. Train without it."
             )
         size, tokens = held["input_ids"].shape
         lengths = [tokens] * size
