@@ -23,6 +23,7 @@ from deltatune.core.run import Run
 from deltatune.testing.families import FAMILIES
 from deltatune.training import Epochs, Job, Result, Steps, TrunkCache, fit, fit_many
 from deltatune.training.progress import SilentProgress
+from deltatune.training.trunk_cache import _Rows
 
 TOP = "lora(rank=2, dropout=0.2, at='block[1].linear')"
 Rows = Sequence[dict[str, Any]]
@@ -244,6 +245,32 @@ def test_rows_that_cannot_be_told_apart() -> None:
         for one in (None, TrunkCache())
     )
     same(cached, plain)
+
+
+def keys(**rows: Any) -> list[bytes]:
+    return list(_Rows.of({name: torch.tensor(value) for name, value in rows.items()}).keys)
+
+
+def test_a_row_is_known_by_all_that_the_model_reads_of_it() -> None:
+    short = keys(input_ids=[[5, 6, 7]], attention_mask=[[1, 1, 1]])
+    padded = keys(
+        input_ids=[[5, 6, 7, 0], [5, 6, 7, 9]],
+        attention_mask=[[1, 1, 1, 0], [1, 1, 1, 1]],
+        labels=[0, 1],
+    )
+    assert short == padded[:1]
+    assert padded[0] != padded[1]
+    # What pads on the left moves positions, which some families learn.
+    assert keys(input_ids=[[0, 5, 6, 7]], attention_mask=[[0, 1, 1, 1]]) != short
+    one, other = keys(
+        input_ids=[[5, 6], [5, 6]], attention_mask=[[1, 1]] * 2, token_type_ids=[[0, 0], [0, 1]]
+    )
+    assert one != other
+    # What nothing is known of counts to its end.
+    one, other = keys(
+        input_ids=[[5, 0], [5, 0]], attention_mask=[[1, 0]] * 2, scale=[[1.0, 2.0], [1.0, 3.0]]
+    )
+    assert one != other
 
 
 class Sidelong(nn.Module):
