@@ -71,8 +71,8 @@ def fit(
         metric: the score that decides which step was best; None: the first that `validate` gives.
         folder: of the run; None: nothing is written.
         progress: what shows the run; None: nothing is shown.
-        trunk_cache: keeps what the blocks below the delta give, where that pays; losses are the
-            same but for the order of sums.
+        trunk_cache: keeps what the blocks below the delta give, where that pays; the result is the
+            same but for the order of sums, also where a run goes on.
 
     Returns:
         What was measured.
