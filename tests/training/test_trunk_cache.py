@@ -308,6 +308,25 @@ def test_a_model_that_goes_past_its_blocks_is_refused(way: str, told: str) -> No
         trained(run, rows_for("bert", 0), TrunkCache())
 
 
+def test_a_model_in_which_padding_counts_is_refused() -> None:
+    """Its first batch has no padding, and shows nothing."""
+    batches: list[dict[str, Tensor]] = []
+
+    def lengthening(rows: Rows) -> dict[str, Tensor]:
+        batch = collate(rows)
+        for name in ("input_ids", "attention_mask") if batches else ():
+            batch[name] = nn.functional.pad(batch[name], (0, 2))
+        batches.append(batch)
+        return batch
+
+    rows = [{"input_ids": [5, 6, 7 + k], "labels": k % 3} for k in range(8)]
+    run = Run(api.attach(Sidelong("mean of all"), "lora(rank=2, at='blocks.1.0')"))
+    settings = quick(base_dropout=False)
+    with pytest.raises(UnsupportedError, match="or padding counts"):
+        fit(run, rows, lengthening, settings=settings, budget=Epochs(2), trunk_cache=TrunkCache())
+    assert len(batches) == 2
+
+
 def test_a_later_run_reads_the_folder(tmp_path: Path) -> None:
     rows = rows_for("bert", 0)
     expected = trained(a_run(), rows)

@@ -2,8 +2,8 @@
 
 From the second epoch on, and where several runs share data in the first already, a row's states are
 read instead of computed. They are kept by the content of the row, without its padding on the right,
-for one trunk: its weights, its boundary, the precision of the run. The first batch is computed both
-ways and compared.
+for one trunk: its weights, its boundary, the precision of the run. The first batch, and the first
+with padding, are computed both ways and compared.
 """
 
 from __future__ import annotations
@@ -182,6 +182,7 @@ class _Served:
         self.cache, self.run, self.trunk = cache, run, trunk
         self.states, self.progress = states, progress
         self.like: Tensor | None = None  # an empty batch of states: their form, type and device
+        self.compared: set[bool] = set()  # with and without padding
         self.warned = False
 
     def __call__(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -190,7 +191,9 @@ class _Served:
         if args:
             raise UnsupportedError("A trunk cache needs a batch given by names, as `run(**batch)`.")
         rows = _Rows.of(kwargs)
-        read = self._states if self.like is not None else self._compared
+        padded = min(rows.lengths) < rows.tokens
+        read = self._states if padded in self.compared else self._compared
+        self.compared.add(padded)
         return self.trunk.above(inner, kwargs, read(inner, kwargs, rows))
 
     def _states(self, inner: Inner, batch: Mapping[str, Any], rows: _Rows) -> Tensor:
@@ -257,7 +260,7 @@ class _Served:
         return self.cache.dtype or self.like.dtype
 
     def _compared(self, inner: Inner, batch: Mapping[str, Any], rows: _Rows) -> Tensor:
-        """The states of the first batch, which is computed with and without the cache.
+        """The states of a batch that is computed with and without the cache.
 
         Raises:
             UnsupportedError: the model's output is not a function of what the boundary reads.
@@ -284,8 +287,9 @@ class _Served:
             served = _results(self.trunk.above(inner, batch, given), mask)
         if not all(_close(a, b, limit) for a, b in zip(served, plain, strict=True)):
             raise UnsupportedError(
-                f"The model's output is not a function of what {self.trunk.boundary} reads: more "
-                "than hidden states goes past it. Train without a trunk cache."
+                f"The model's output is not a function of what {self.trunk.boundary} reads of the "
+                "rows: more than hidden states goes past it, or padding counts. Train without a "
+                "trunk cache."
             )
         return given
 
