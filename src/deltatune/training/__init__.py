@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from deltatune.training.progress import Progress, choose_progress
     from deltatune.training.state import Evaluation, Result
     from deltatune.training.trainable import Trainable
+    from deltatune.training.trunk_cache import TrunkCache
 
 __all__ = [
     "Budget",
@@ -32,6 +33,7 @@ __all__ = [
     "Steps",
     "Tokens",
     "Trainable",
+    "TrunkCache",
     "choose_progress",
     "fit",
     "fit_many",
@@ -43,6 +45,7 @@ _HOMES = {
     "Progress": "progress",
     "Result": "state",
     "Trainable": "trainable",
+    "TrunkCache": "trunk_cache",
     "choose_progress": "progress",
     "Job": "many",
     "fit": "loop",

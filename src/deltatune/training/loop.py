@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -31,8 +32,9 @@ from deltatune.training.settings import Settings
 from deltatune.training.state import Ending, Evaluation, Result, RunState
 from deltatune.training.step import Collate, StepTaker, Taken
 from deltatune.training.trainable import Trainable
+from deltatune.training.trunk_cache import TrunkCache
 
-__all__ = ["Loop", "Validate", "begin", "fit"]
+__all__ = ["Loop", "Validate", "begin", "epochs", "fit", "serving"]
 
 Validate = Callable[[], Mapping[str, float]]
 
@@ -48,6 +50,7 @@ def fit(
     metric: str | None = None,
     folder: Path | None = None,
     progress: Progress | None = None,
+    trunk_cache: TrunkCache | None = None,
 ) -> Result:
     """Trains `run` on `rows` until the budget is spent, or the metric no longer grows.
 
@@ -68,11 +71,15 @@ def fit(
         metric: the score that decides which step was best; None: the first that `validate` gives.
         folder: of the run; None: nothing is written.
         progress: what shows the run; None: nothing is shown.
+        trunk_cache: keeps what the blocks below the delta give, where that pays; the result is the
+            same but for the order of sums, also where a run goes on.
 
     Returns:
         What was measured.
 
     Raises:
+        UnsupportedError: a trunk cache is given, and what lies below the delta is no fixed
+            function.
         ConfigurationError: settings, budget, rows and run do not fit each other, or the folder
             cannot be written; before any training.
         ArtefactError: the folder holds a damaged checkpoint or that of another run.
@@ -87,7 +94,9 @@ def fit(
         try:
             progress.start(f"training for {budget}")
             loop.open()
-            return loop.run_to_end()
+            visits = epochs(budget, len(rows), settings)
+            with serving(trunk_cache, run, settings, visits, progress):
+                return loop.run_to_end()
         finally:
             progress.stop()
             run.eval()
@@ -321,6 +330,20 @@ class Loop:
             peak_device_memory=facts.peak_device_memory,
             ending=cast(Ending, facts.ending),
         )
+
+
+def serving(
+    cache: TrunkCache | None, run: Trainable, settings: Settings, visits: float, progress: Progress
+) -> AbstractContextManager[None]:
+    """Within it a run's model reads what the cache keeps, if there is one; see `TrunkCache`."""
+    return nullcontext() if cache is None else cache.serving(run, settings, visits, progress)
+
+
+def epochs(budget: Budget, rows: int, settings: Settings) -> float:
+    """How often a budget sees each of so many rows; infinite where it does not tell."""
+    batches = -(-rows // settings.rows_per_step)
+    total = budget.total_steps(batches) if batches else 0
+    return math.inf if total is None else total / max(batches, 1)
 
 
 def _identity(

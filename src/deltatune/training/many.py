@@ -28,7 +28,7 @@ from deltatune.core.run import SlotRun
 from deltatune.training.batch import count_tokens, loss_items, row_length
 from deltatune.training.budget import Budget
 from deltatune.training.forward import forward_context
-from deltatune.training.loop import Loop, Validate, begin
+from deltatune.training.loop import Loop, Validate, begin, epochs, serving
 from deltatune.training.losses import inputs_without_loss, row_losses
 from deltatune.training.memory import TRAINING, largest_count
 from deltatune.training.progress import Progress, SilentProgress
@@ -36,6 +36,7 @@ from deltatune.training.random_state import isolated_random_state
 from deltatune.training.settings import Settings
 from deltatune.training.state import Result
 from deltatune.training.step import Chosen, Collate
+from deltatune.training.trunk_cache import TrunkCache
 
 __all__ = ["Ended", "Job", "Outcome", "fit_many"]
 
@@ -75,6 +76,7 @@ def fit_many(
     *,
     tokens: int = 2048,
     progress: Progress | None = None,
+    trunk_cache: TrunkCache | None = None,
     ended: Ended | None = None,
 ) -> list[Outcome]:
     """Trains as many jobs at once as a delta has slots, and the others as slots become free.
@@ -89,6 +91,7 @@ def fit_many(
         collate: rows of any of the jobs to a batch of tensors with labels.
         tokens: how many input tokens, with padding, one pass may have.
         progress: what shows the runs.
+        trunk_cache: see `fit`; a row that several runs share is kept once for all of them.
         ended: called with the number of a job, its slot and its outcome when the job ends; the next
             one may take the slot after it.
 
@@ -106,7 +109,8 @@ def fit_many(
     with isolated_random_state(accelerator.device):
         try:
             progress.start(f"training {len(jobs)} runs")
-            return together.run()
+            with serving(trunk_cache, SlotRun(delta, 0), jobs[0].settings, _visits(jobs), progress):
+                return together.run()
         finally:
             progress.stop()
             together.close()
@@ -298,6 +302,13 @@ class _Together:
             part.append(row)
         ordered = [sorted(part, key=lambda held: held[0]) for part in parts]
         return [([k for k, _ in part], part) for part in ordered]
+
+
+def _visits(jobs: Sequence[Job]) -> float:
+    """How often a row is seen, in the mean, where jobs share rows."""
+    rows = {id(job.rows): len(job.rows) for job in jobs}
+    seen = sum(epochs(job.budget, len(job.rows), job.settings) * len(job.rows) for job in jobs)
+    return seen / max(sum(rows.values()), 1)
 
 
 def _loop(run: SlotRun, job: Job, collate: Collate, accelerator: Accelerator) -> Loop:
