@@ -77,11 +77,14 @@ def save(trained: Delta, folder: str | Path, *, slot: int = 0, overwrite: bool =
     return artefact.save(trained, folder, slot=slot, overwrite=overwrite)
 
 
-def load(folder: str | Path, model: nn.Module) -> Delta:
+def load(folder: str | Path, model: nn.Module, *, across_formats: bool = False) -> Delta:
     """Attaches the delta in a folder. Raises BackboneMismatchError on another backbone,
     ArtefactError.
+
+    With `across_formats` the backbone may be kept in another format (int8, NF4, plain numbers) than
+    that which the delta was trained on; its weights are not compared then.
     """
-    return artefact.load(model, folder)
+    return artefact.load(model, folder, across_formats=across_formats)
 
 
 @contextmanager
@@ -159,7 +162,8 @@ def train(
         seed: of leaves, order of rows and dropout.
         protocol: "clean" or "faithful".
         data: the folder that holds the tasks' rows, or "hub"; else the variable DELTATUNE_DATA.
-        options: `train_rows`, `validation_rows`, `test_rows`, `maximum_source`, `mode`.
+        options: `train_rows`, `validation_rows`, `test_rows`, `maximum_source`, `mode`,
+            `quantise`.
         folder: of the run, which goes on from there if it was interrupted.
         progress: what shows the run.
 
@@ -209,10 +213,10 @@ def evaluate(
         raise ConfigurationError(f"The delta in {folder} names no {missing}. Give {missing}=...")
     if split not in ("train", "validation", "test"):
         raise UnknownNameError("split", split, ("train", "validation", "test"))
-    chosen = dict(options or {})
+    chosen = {"quantise": facts.get("quantise"), **(options or {})}
     execution.check_options(chosen)
     record, splits = execution.rows_of(task, protocol, data, chosen)
-    loaded = execution.backbone_for(backbone, record)
+    loaded = execution.backbone_for(backbone, record, None, chosen)
     examples = getattr(splits, split)
     with execution.attached(artefact.load(loaded.model, folder)):
         found = execution.evaluate_on(loaded, record, examples, options=chosen)

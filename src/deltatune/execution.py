@@ -24,6 +24,7 @@ from deltatune.core.delta import Delta, attach
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 from deltatune.core.fingerprint import fingerprint
 from deltatune.core.grammar import Expression, parse
+from deltatune.core.quantised import count_parameters
 from deltatune.core.run import Run
 from deltatune.evaluation.predict import Mode, predict
 from deltatune.evaluation.score import score
@@ -57,6 +58,7 @@ OPTIONS: Mapping[str, str] = {
     "test_rows": "at most so many rows for the final score",
     "maximum_source": "longest input in tokens; else the task's own",
     "mode": "how a text-to-text model answers: generate or rank",
+    "quantise": "how the frozen linear maps are kept: int8 or nf4; else in plain numbers",
 }
 
 SplitName = Literal["train", "validation", "test"]
@@ -97,9 +99,9 @@ def execute(
     started = time.perf_counter()
     check_options(cell.options)
     task, splits = rows_of(cell.task, cell.protocol, data, cell.options)
-    backbone = backbone_for(cell.backbone, task, cell.revision)
+    backbone = backbone_for(cell.backbone, task, cell.revision, cell.options)
     expression = _with_head(parse(cell.method).at(cell.at), backbone, task)
-    base = sum(parameter.numel() for parameter in backbone.model.parameters())
+    base = count_parameters(backbone.model)
     with attached(attach(backbone.model, expression, seed=cell.seed)) as delta:
         result, warnings = _train(cell, delta, backbone, task, splits, folder, progress)
         validation = _kept_scores(result)
@@ -167,7 +169,9 @@ def rows_of(
     return task, splits.limit(train, validation, test)
 
 
-def backbone_for(name: str, task: Task, revision: str | None = None) -> Backbone:
+def backbone_for(
+    name: str, task: Task, revision: str | None, options: Mapping[str, Any]
+) -> Backbone:
     """The backbone in the form that does the task: encoders with a head as wide as its labels.
 
     Raises ConfigurationError where an encoder cannot do the task.
@@ -181,7 +185,8 @@ def backbone_for(name: str, task: Task, revision: str | None = None) -> Backbone
                 f"{task.name} asks for text, and {name} is an encoder, which answers with a class "
                 "or a value. Choose an encoder-decoder or a decoder."
             )
-    return _loaded(name, width, revision)
+    quantise = options.get("quantise")
+    return _loaded(name, width, revision, None if quantise is None else str(quantise))
 
 
 def describe(backbone: str, task: str, *, protocol: str, data: str | Path | None) -> dict[str, Any]:
@@ -195,8 +200,8 @@ def describe(backbone: str, task: str, *, protocol: str, data: str | Path | None
 
 # One backbone serves all cells that follow each other on it: every delta leaves it as it was.
 @functools.lru_cache(maxsize=1)
-def _loaded(name: str, labels: int | None, revision: str | None) -> Backbone:
-    return load_backbone(name, labels=labels, revision=revision)
+def _loaded(name: str, labels: int | None, revision: str | None, quantise: str | None) -> Backbone:
+    return load_backbone(name, labels=labels, revision=revision, quantise=quantise)
 
 
 @functools.cache
@@ -306,6 +311,7 @@ def _facts(
         "rows": splits.digest,
         "seed": cell.seed,
         "budget": cell.budget,
+        "quantise": cell.options.get("quantise"),
         "settings": _settings(cell).model_dump(mode="json"),
         "validation": validation,
         "test": test.scores,
