@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402
-from benchmarks import life, parallel, serving, steps  # noqa: E402
+from benchmarks import life, parallel, quantised, serving, steps  # noqa: E402
 from benchmarks.harness import Row, Size, machine, versions  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -33,6 +33,7 @@ PARTS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "parallel": parallel.rows,
     "serving": serving.rows,
     "life": life.rows,
+    "quantised": quantised.rows,
 }
 COLUMNS = ("id", "metric", "peer", "floor", "ours", "ratio", "must", "stretch", "holds")
 

@@ -17,6 +17,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from deltatune.core.quantised import Quantised, format_of, shape_of
 from deltatune.core.storage import storage_of
@@ -181,6 +182,10 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _content(tensor: Tensor) -> str:
-    """Shape, dtype and digest of every byte."""
+    """Shape, dtype and digest of every byte; of a tensor made of others (torchao's), theirs."""
+    if is_traceable_wrapper_subclass(tensor):
+        return ",".join(
+            f"{n}:{_content(getattr(tensor, n))}" for n in tensor.__tensor_flatten__()[0]
+        )
     held: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return f"{tuple(tensor.shape)}:{tensor.dtype}:{xxhash.xxh3_128_hexdigest(held)}"
