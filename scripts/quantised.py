@@ -35,20 +35,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     chosen = parser.parse_args()
     questions = [example.texts[0] for example in find_task("trec").load(None, "clean").test]
-    print("| base | MB | cosine, mean | cosine, least | LoRA on TREC, accuracy by seed | mean |")
+    print("| base | MB | cosine, mean | cosine, least | LoRA on TREC, macro F1 by seed | mean |")
     print("|---|---|---|---|---|---|", flush=True)
     whole: Tensor | None = None
     for format in FORMATS:
         size, found = vectors(format, questions)
         whole = found if whole is None else whole
         cosines = functional.cosine_similarity(found, whole)
-        scores = [accuracy(format, chosen.steps, seed) for seed in range(chosen.seeds)]
+        scores = [score(format, chosen.steps, seed) for seed in range(chosen.seeds)]
         cells = [
             format or "fp32",
             f"{size / 1e6:.1f}",
             f"{cosines.mean():.4f}",
             f"{cosines.min():.4f}",
-            ", ".join(f"{100 * score:.1f}" for score in scores),
+            ", ".join(f"{100 * one:.1f}" for one in scores),
             f"{100 * statistics.mean(scores):.1f}",
         ]
         print(f"| {' | '.join(cells)} |", flush=True)
@@ -67,8 +67,8 @@ def vectors(format: str | None, texts: list[str]) -> tuple[int, Tensor]:
     return base_bytes(backbone.model), torch.cat(found)
 
 
-def accuracy(format: str | None, steps: int, seed: int) -> float:
-    """The accuracy on test rows after some steps of LoRA."""
+def score(format: str | None, steps: int, seed: int) -> float:
+    """The score of the test rows after some steps of LoRA."""
     options = {} if format is None else {"quantise": format}
     options |= {"validation_rows": 50}
     result = api.train(
