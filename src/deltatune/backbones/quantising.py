@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -85,11 +86,14 @@ def _nf4(weight: Tensor, bias: nn.Parameter | None) -> nn.Module:
     if weight.is_meta:
         raise UnsupportedError("NF4 codes are made from weights, and this model has none yet.")
     outputs, inputs = weight.shape
-    made: nn.Module = Linear4bit(inputs, outputs, bias=False, quant_type="nf4", device="meta")
+    made: Any = Linear4bit(inputs, outputs, bias=False, quant_type="nf4", device="meta")
+    # Else a forward in evaluation lays the codes out anew and rounds their scales to bf16.
+    made.support_avx512bf16_for_cpu = False
     plain = Params4bit(weight.detach().contiguous(), quant_type="nf4", module=made)
     made.register_parameter("weight", plain.to(weight.device))  # which quantises it
     made.register_parameter("bias", bias)
-    return made
+    found: nn.Module = made
+    return found
 
 
 FORMATS: Mapping[str, Callable[[Tensor, nn.Parameter | None], nn.Module]] = {

@@ -17,6 +17,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from deltatune.core.quantised import Quantised, format_of, shape_of
@@ -183,9 +184,9 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 def _content(tensor: Tensor) -> str:
     """Shape, dtype and digest of every byte; of a tensor made of others (torchao's), theirs."""
-    if is_traceable_wrapper_subclass(tensor):
-        return ",".join(
-            f"{n}:{_content(getattr(tensor, n))}" for n in tensor.__tensor_flatten__()[0]
-        )
+    made: Any = tensor
+    if is_traceable_wrapper_subclass(made) and not isinstance(tensor, DTensor):
+        parts = made.__tensor_flatten__()[0]
+        return ",".join(f"{name}:{_content(getattr(made, name))}" for name in parts)
     held: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return f"{tuple(tensor.shape)}:{tensor.dtype}:{xxhash.xxh3_128_hexdigest(held)}"
