@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from deltatune import api
-from deltatune.core.errors import ConfigurationError, TrainingError
+from deltatune.core.errors import (
+    ConfigurationError,
+    TrainingError,
+)
 from deltatune.study.cell import Cell, CellResult
 from deltatune.study.comparison import Comparison
 from deltatune.study.select import Grid

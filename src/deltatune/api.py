@@ -93,11 +93,14 @@ def save(trained: Delta, folder: str | Path, *, slot: int = 0, overwrite: bool =
     return artefact.save(trained, folder, slot=slot, overwrite=overwrite)
 
 
-def load(folder: str | Path, model: nn.Module) -> Delta:
+def load(folder: str | Path, model: nn.Module, *, across_formats: bool = False) -> Delta:
     """Attaches the delta in a folder. Raises BackboneMismatchError on another backbone,
     ArtefactError.
+
+    With `across_formats` the backbone may be kept in another format (int8, NF4, plain numbers) than
+    that which the delta was trained on; its weights are not compared then.
     """
-    return artefact.load(model, folder)
+    return artefact.load(model, folder, across_formats=across_formats)
 
 
 @contextmanager
@@ -175,7 +178,8 @@ def train(
         seed: of leaves, order of rows and dropout.
         protocol: "clean" or "faithful".
         data: the folder that holds the tasks' rows, or "hub"; else the variable DELTATUNE_DATA.
-        options: `train_rows`, `validation_rows`, `test_rows`, `maximum_source`, `mode`.
+        options: `train_rows`, `validation_rows`, `test_rows`, `maximum_source`, `mode`,
+            `quantise`.
         folder: of the run, which goes on from there if it was interrupted.
         progress: what shows the run.
 
@@ -281,10 +285,10 @@ def evaluate(
         raise ConfigurationError(f"The delta in {folder} names no {missing}. Give {missing}=...")
     if split not in ("train", "validation", "test"):
         raise UnknownNameError("split", split, ("train", "validation", "test"))
-    chosen = dict(options or {})
+    chosen = {"quantise": facts.get("quantise"), **(options or {})}
     ground.check_options(chosen)
     record, splits = ground.rows_of(task, protocol, data, chosen)
-    loaded = ground.backbone_for(backbone, record)
+    loaded = ground.backbone_for(backbone, record, None, chosen)
     examples = getattr(splits, split)
     with attached(artefact.load(loaded.model, folder)):
         found = ground.evaluate_on(loaded, record, examples, options=chosen)

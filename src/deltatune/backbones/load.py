@@ -42,6 +42,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from deltatune.backbones import quantising
 from deltatune.backbones.ladder import EMBEDDED, TOKENIZER
 from deltatune.backbones.sentence import SentenceClassifier, pooling_of
 from deltatune.core.errors import (
@@ -96,6 +97,7 @@ def load_backbone(
     labels: int | None = None,
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
+    quantise: str | None = None,
 ) -> Backbone:
     """Loads a pretrained model and its tokenizer.
 
@@ -105,6 +107,8 @@ def load_backbone(
             is regression. None loads the model without such a head.
         dtype: of the weights.
         revision: branch, tag or commit, for hub ids only.
+        quantise: "int8" or "nf4": how the linear maps of the blocks are kept; see
+            `backbones.quantise`.
 
     Raises:
         UnknownNameError: no such name; carries the nearest embedded ones.
@@ -141,6 +145,8 @@ def load_backbone(
     model.config._name_or_path = name
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if quantise is not None:
+        quantising.quantise(model, quantise)
     return Backbone(name, model, tokenizer, form, commit)
 
 

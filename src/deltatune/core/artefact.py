@@ -245,8 +245,18 @@ def read(folder: str | Path) -> Artefact:
     return artefact
 
 
-def load(model: nn.Module, folder: str | Path, *, seed: int = 0) -> Delta:
+def load(
+    model: nn.Module, folder: str | Path, *, seed: int = 0, across_formats: bool = False
+) -> Delta:
     """Attaches the delta in `folder` to a model.
+
+    Args:
+        model: the backbone that it was made for.
+        folder: where it was saved.
+        seed: of dropout.
+        across_formats: take a backbone of the same architecture that is kept in another format
+            too: a delta trained on int8 or NF4 onto the backbone in plain numbers, or the other way
+            round. Whether the weights are the same is not verified then.
 
     Raises:
         BackboneMismatchError: it was made for another backbone.
@@ -254,7 +264,7 @@ def load(model: nn.Module, folder: str | Path, *, seed: int = 0) -> Delta:
     """
     artefact = read(folder)
     found = fingerprint(model, originals=originals(model), excluded=artefact.backbone.excluded)
-    refuse(folder, artefact, found)
+    refuse(folder, artefact, found, across_formats=across_formats)
     try:
         expression = parse(artefact.method)
         leaves = {n: leaf for part in layout(model, expression) for n, leaf in part.leaves.items()}
@@ -267,9 +277,11 @@ def load(model: nn.Module, folder: str | Path, *, seed: int = 0) -> Delta:
     return delta
 
 
-def refuse(folder: str | Path, artefact: Artefact, found: Fingerprint) -> None:
+def refuse(
+    folder: str | Path, artefact: Artefact, found: Fingerprint, *, across_formats: bool = False
+) -> None:
     """Raises BackboneMismatchError if the backbone found is not the one an artefact is made for."""
-    difference = artefact.backbone.difference(found)
+    difference = artefact.backbone.difference(found, across_formats=across_formats)
     if difference is not None:
         made_for = artefact.backbone.name or artefact.backbone.kind
         raise BackboneMismatchError(

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from deltatune.core.calls import in_order, of_rows, parameter_names, read_first
 from deltatune.core.errors import UnsupportedError
 from deltatune.core.link import Link
-from deltatune.core.low_rank import linear_with
+from deltatune.core.low_rank import followed, linear_with
+from deltatune.core.quantised import Quantised
 from deltatune.core.rows import spread
 from deltatune.core.storage import storage_of, wide
 
@@ -174,11 +175,10 @@ class Chain:
             dense is None
             or self.previous is not None
             or len(args) > 1
-            or dense[0].dtype != x.dtype
-            or any(one is not None and one.requires_grad for one in dense)  # unfrozen by hand
+            or any(one.dtype != x.dtype for one in dense if isinstance(one, Tensor))
+            or any(one.requires_grad for one in dense if isinstance(one, Tensor))  # by hand
             or torch.is_autocast_enabled(x.device.type)
-            or torch.compiler.is_compiling()  # it joins the operations itself
-            or torch._C._functorch.peek_interpreter_stack() is not None  # a transform of torch.func
+            or followed()
             or any(one.uniform is None and one.equal is None for one in rows)
         ):
             return None
@@ -212,7 +212,8 @@ class Chain:
         if link.method.face == "weight":
             return "fast" if link.method.has_fast() else "fold"
         if link.adds_bias:
-            return "bias" if uniform else "fast"
+            quantised = isinstance(storage_of(self.module), Quantised)
+            return "bias" if uniform and not quantised else "fast"
         return "fold"
 
     def folded(self, links: list[Link], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -235,14 +236,19 @@ class Chain:
 
     def parameters(self, links: list[Link], slots: tuple[int | None, ...]) -> dict[str, Tensor]:
         """The module's folded parameters, computed in fp32 and cast once to the module's dtype."""
-        own = {name: value for name, value in self.module._parameters.items() if value is not None}
+        own: dict[str, Tensor] = {
+            name: value for name, value in self.module._parameters.items() if value is not None
+        }
+        storage = storage_of(self.module)
+        if isinstance(storage, Quantised):
+            own["weight"] = storage.dequantise(self.module, torch.float32)
         touched = {name for link in links for name in link.touched}
         present = {name: wide(value) for name, value in own.items() if name in touched}
         base = dict(present)
         for name in present:
-            frozen = links[0].site.frozen(name)
-            if frozen is not None and frozen is not own[name]:
-                base[name] = wide(frozen)
+            before = links[0].site.before(name)
+            if before is not None:
+                base[name] = wide(before)
         values: dict[str, Tensor | None] = dict(present)
         first = next(iter(own.values()))
         with torch.autocast(first.device.type, enabled=False):
@@ -259,6 +265,7 @@ class Chain:
         self, values: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """The module's output with other parameters."""
+        storage = storage_of(self.module)
         created = {name: v for name, v in values.items() if name not in self.module._parameters}
         if (
             set(values) <= {"weight", "bias"}
@@ -267,9 +274,15 @@ class Chain:
             and self.previous is None
         ):
             bias = None if "bias" in created else values.get("bias")
-            y = storage_of(self.module).compute(self.module, args[0], values["weight"], bias)
+            y = storage.compute(self.module, args[0], values["weight"], bias)
             if y is not None:
                 return y + created["bias"].to(y.dtype) if created else y
+        if isinstance(storage, Quantised):
+            raise UnsupportedError(
+                f"A {type(self.module).__name__} kept as {storage.format(self.module)} cannot be "
+                "computed with another weight where its forward was replaced (by offloading, say). "
+                "Choose a method that leaves the weight as it is, such as lora or an adapter."
+            )
         shadow = self.module.__dict__
         kept = {name: value for name, value in values.items() if name not in created}
         try:

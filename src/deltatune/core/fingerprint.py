@@ -8,7 +8,8 @@ of any tensor is seen. The hash detects mistakes; it does not resist an adversar
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +17,11 @@ import xxhash
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from deltatune.core.quantised import Quantised, format_of, shape_of
+from deltatune.core.storage import storage_of
 from deltatune.core.whole import whole_parameter
 
 __all__ = ["Fingerprint", "digest", "fingerprint"]
@@ -30,11 +35,12 @@ class Fingerprint(BaseModel):
         name: hub id or folder it was loaded from, as its config says; "" if unknown.
         revision: the hub commit, if there is one.
         parameters: distinct parameters.
-        architecture: digest of names and shapes.
+        architecture: digest of names and shapes; those of plain numbers where it is quantised.
         dtype: of the weights; where two backbones differ in it, the bf16 digests are compared.
         weights: digest of the bytes; None on the `meta` device.
         weights_bf16: digest of the bytes after a cast to bf16; None on the `meta` device.
         excluded: paths of modules left out, because the delta brings them itself (heads).
+        quantised: what its matrices are kept as ("int8", "nf4"); None for plain numbers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,14 +54,25 @@ class Fingerprint(BaseModel):
     weights: str | None
     weights_bf16: str | None
     excluded: tuple[str, ...] = ()
+    quantised: str | None = None
 
-    def difference(self, other: Fingerprint) -> str | None:
-        """What distinguishes `other` from this one, in words; None if they are one backbone."""
+    def difference(self, other: Fingerprint, *, across_formats: bool = False) -> str | None:
+        """What distinguishes `other` from this one, in words; None if they are one backbone.
+
+        Args:
+            other: what was found.
+            across_formats: accept the same architecture kept in another format, whose weights
+                cannot be compared with these.
+        """
         if self.architecture != other.architecture:
             return (
                 f"another architecture ({other.kind} with {other.parameters:,} parameters, "
                 f"not {self.kind} with {self.parameters:,})"
             )
+        if self.quantised != other.quantised:
+            made_for, found = (one.quantised or "plain numbers" for one in (self, other))
+            sentence = f"the same architecture kept as {found}, not as {made_for}"
+            return None if across_formats else sentence
         known = None not in (self.weights, other.weights)
         same_dtype = self.dtype == other.dtype
         mine, theirs = (
@@ -83,21 +100,23 @@ def fingerprint(
         excluded: paths of modules to leave out.
     """
     held = _held(model, excluded)
-    architecture = xxhash.xxh3_128()
-    for name, tensor in held.items():
-        architecture.update(f"{name}:{tuple(tensor.shape)};".encode())
+    architecture, counts = xxhash.xxh3_128(), dict[int, int]()
+    for name, shape in _shapes(model, held):
+        architecture.update(f"{name}:{shape};".encode())
+        counts[id(held[name])] = math.prod(shape)
     config = getattr(model, "config", None)
     weights, weights_bf16 = _digests(model, held, originals or {})
     return Fingerprint(
         kind=_kind(model),
         name=str(getattr(config, "_name_or_path", "") or ""),
         revision=getattr(config, "_commit_hash", None),
-        parameters=sum(tensor.numel() for tensor in {id(t): t for t in held.values()}.values()),
+        parameters=sum(counts.values()),
         architecture=architecture.hexdigest(),
         dtype=", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in held.values()})),
         weights=weights,
         weights_bf16=weights_bf16,
         excluded=tuple(sorted(excluded)),
+        quantised=format_of(model),
     )
 
 
@@ -112,6 +131,24 @@ def _held(model: nn.Module, excluded: Collection[str]) -> dict[str, Tensor]:
     state = model.state_dict(keep_vars=True)
     left_out = tuple(f"{path}." for path in excluded)
     return {name: state[name] for name in sorted(state) if not name.startswith(left_out)}
+
+
+def _shapes(model: nn.Module, held: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of what a model is in plain numbers: codes have no scales beside them."""
+    quantised = {
+        path: module
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(storage_of(module), Quantised)
+    }
+    for name, tensor in held.items():
+        path, _, own = name.rpartition(".")
+        shape: tuple[int, ...] | None = tuple(tensor.shape)
+        if path in quantised:
+            shape = shape_of(quantised[path], own)
+        elif name.partition(".weight.")[0] in quantised:  # as bitsandbytes names scales
+            shape = None
+        if shape is not None:
+            yield name, shape
 
 
 def _digests(
@@ -146,6 +183,10 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _content(tensor: Tensor) -> str:
-    """Shape, dtype and digest of every byte."""
+    """Shape, dtype and digest of every byte; of a tensor made of others (torchao's), theirs."""
+    made: Any = tensor
+    if is_traceable_wrapper_subclass(made) and not isinstance(tensor, DTensor):
+        parts = made.__tensor_flatten__()[0]
+        return ",".join(f"{name}:{_content(getattr(made, name))}" for name in parts)
     held: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return f"{tuple(tensor.shape)}:{tensor.dtype}:{xxhash.xxh3_128_hexdigest(held)}"

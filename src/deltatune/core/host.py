@@ -21,6 +21,8 @@ from torch.distributed.tensor import DTensor
 from deltatune.core.chain import Chain, Inner
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.fingerprint import Fingerprint, fingerprint
+from deltatune.core.quantised import Quantised
+from deltatune.core.storage import storage_of
 
 if TYPE_CHECKING:
     from deltatune.core.delta import Delta
@@ -110,6 +112,10 @@ class Host:
         """All parameters and buffers; none where they are sharded or absent."""
         held: list[Tensor | None] = [m._parameters.get(name) for m, name, _ in self.flags]
         held += [buffer for module in self._with_buffers for buffer in module._buffers.values()]
+        for module, name, _ in self.flags:
+            storage = storage_of(module)
+            if name == "weight" and isinstance(storage, Quantised):
+                held += storage.stored(module)
         there = [tensor for tensor in held if tensor is not None]
         apart = any(isinstance(tensor, DTensor) or tensor.is_meta for tensor in there)
         return [] if apart else there

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from deltatune.core.errors import TargetError
+from deltatune.core.errors import TargetError, UnsupportedError
 from deltatune.core.grammar import Expression
 from deltatune.core.in_place import in_place_leaves
 from deltatune.core.leaf import Leaf
 from deltatune.core.method import Method
+from deltatune.core.quantised import format_of
 from deltatune.core.seam import SEAMS
 from deltatune.core.site import Site
 from deltatune.core.storage import storage_of
@@ -49,6 +50,7 @@ def layout(model: nn.Module, expression: Expression) -> tuple[Part, ...]:
         same = sum(part.method.name == method.name for part in parts)
         key = method.name if not same else f"{method.name}.{same + 1}"
         if method.in_place:
+            _check_plain(model, method)
             parts.append(Part(key, method, (), (), in_place_leaves(model, key)))
             continue
         if method.face in SEAMS:
@@ -89,6 +91,15 @@ def _holder(site: Site, leaf: str, method: Method, holders: dict[int, str]) -> s
     if method.face != "select" or parameter is None:
         return site.name
     return holders.setdefault(id(parameter), site.name)
+
+
+def _check_plain(model: nn.Module, method: Method) -> None:
+    kept = format_of(model)
+    if kept is not None:
+        raise UnsupportedError(
+            f"{method.name} trains the backbone itself, and weights kept as {kept} cannot be "
+            "trained. Load the backbone without quantising it, or train a delta."
+        )
 
 
 def _check_weights(parts: Sequence[Part]) -> None:

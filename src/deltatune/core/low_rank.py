@@ -5,14 +5,14 @@
 Plain autograd makes and adds a tensor of the size of y for each difference, and one of the size of
 x in the backward pass; here both are added in place, inside the products. Of the inputs x alone is
 kept, once for all differences, and once for all maps that read it; the inner products and what
-dropout left of x are computed again.
+dropout left of x are computed again. So is W, where it is kept quantised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,7 +20,10 @@ from torch.nn import functional
 
 from deltatune.core.dropout import Mask
 
-__all__ = ["Difference", "linear_with"]
+__all__ = ["Difference", "Weight", "followed", "linear_with"]
+
+#: A frozen matrix, or what makes one in the dtype that it is given, at every use anew.
+Weight: TypeAlias = Tensor | Callable[[torch.dtype], Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,22 @@ class Difference:
     mask: Mask | None
 
 
+def followed() -> bool:
+    """Whether a compiler or a transform of torch.func follows every operation.
+
+    A compiler joins them itself, and a transform cannot look into an autograd function.
+    """
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def linear_with(
-    x: Tensor, W: Tensor, b: Tensor | None, differences: Sequence[Difference]
+    x: Tensor, W: Weight, b: Tensor | None, differences: Sequence[Difference]
 ) -> Tensor:
     """The output of a frozen linear map with its differences.
 
     Args:
         x: [rows, ..., inputs].
-        W: [outputs, inputs], which gets no gradient.
+        W: [outputs, inputs]. Neither it nor b gets a gradient.
         b: [outputs].
         differences: what is added.
     """
@@ -64,11 +75,11 @@ class _LinearWith(torch.autograd.Function):
     def forward(
         parts: tuple[tuple[int, int, Mask | None], ...],
         x: Tensor,
-        W: Tensor,
+        W: Weight,
         b: Tensor | None,
         *factors: Tensor,
     ) -> Tensor:
-        y = functional.linear(x, W, b)
+        y = functional.linear(x, _matrix(W, x), b)
         for (start, stop, mask), A, B in zip(parts, factors[::2], factors[1::2], strict=True):
             read = _grouped(x if mask is None else mask.times(x), A)
             _add_product(_grouped(y, A)[..., start:stop], read @ A.mT, B.mT)
@@ -78,13 +89,15 @@ class _LinearWith(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         del output
         ctx.parts, x, W, _, *factors = inputs
-        ctx.save_for_backward(x, W, *factors)
+        ctx.make = None if isinstance(W, Tensor) else W
+        kept = W if isinstance(W, Tensor) else None
+        ctx.save_for_backward(x if factors else None, kept, *factors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, W, *factors = ctx.saved_tensors
         g = gradients[0].contiguous()
-        dx = g @ W if ctx.needs_input_grad[1] else None
+        dx = g @ _matrix(ctx.make or W, g) if ctx.needs_input_grad[1] else None
         found: list[Tensor] = []
         for (start, stop, mask), A, B in zip(ctx.parts, factors[::2], factors[1::2], strict=True):
             read = _grouped(x if mask is None else mask.times(x, hold=dx is not None), A)
@@ -98,6 +111,10 @@ class _LinearWith(torch.autograd.Function):
             else:
                 dx = dx.add_(mask.times((inner @ A).view(x.shape)))
         return None, dx, None, None, *found
+
+
+def _matrix(W: Weight, like: Tensor) -> Tensor:
+    return W if isinstance(W, Tensor) else W(like.dtype)
 
 
 def _grouped(tensor: Tensor, factor: Tensor) -> Tensor:

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from deltatune.core.errors import StateError, UnsupportedError
+from deltatune.core.quantised import Quantised
 from deltatune.core.site import keep, release
+from deltatune.core.storage import storage_of
 from deltatune.core.whole import is_apart
 
 if TYPE_CHECKING:
     from deltatune.core.delta import Delta
+    from deltatune.core.link import Link
 
 __all__ = ["Kept", "merge", "unmerge"]
 
@@ -100,6 +103,7 @@ def _check(delta: Delta) -> None:
                 f"{link.site.path} is sharded, offloaded or without weights, so that {delta.name} "
                 "cannot be written into it. Merge into a model that is loaded as a whole."
             )
+        _check_plain(link)
         for name in link.touched:
             parameter = link.site.parameters.get(name)
             if parameter is not None and owners[id(parameter)] > 1:
@@ -111,3 +115,14 @@ def _check(delta: Delta) -> None:
         first = next(held for held in chain.links if not held.delta.merged)
         if first.delta is not delta:
             raise StateError(f"Merge {first.delta.name} first: it acts before {delta.name}.")
+
+
+def _check_plain(link: Link) -> None:
+    """Raises UnsupportedError where a quantised weight would be written."""
+    module, storage = link.site.module, storage_of(link.site.module)
+    if isinstance(storage, Quantised) and "weight" in link.touched:
+        raise UnsupportedError(
+            f"{link.site.path} is kept as {storage.format(module)}, and merging "
+            f"{link.method.name} would round its weight anew. Keep the delta attached, or load it "
+            "on the backbone in plain numbers (`across_formats=True`) and merge it there."
+        )

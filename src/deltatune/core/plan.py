@@ -10,6 +10,7 @@ from torch import nn
 
 from deltatune.core.grammar import Expression
 from deltatune.core.layout import layout
+from deltatune.core.quantised import base_bytes, count_parameters
 
 __all__ = ["Memory", "Plan", "PlannedSite", "plan"]
 
@@ -37,8 +38,8 @@ class Memory:
     """Static bytes of a training run, without activations.
 
     Attributes:
-        base: the backbone in its dtype. delta: fp32 leaves. gradients: of them. optimiser: AdamW's
-            moments.
+        base: the backbone as it is kept, codes with their scales. delta: fp32 leaves.
+        gradients: of them. optimiser: AdamW's moments.
         snapshot: the copy that a control trained in place keeps of the backbone.
     """
 
@@ -96,13 +97,13 @@ def plan(model: nn.Module, expression: Expression) -> Plan:
             count = sum(leaf.count for leaf in new if leaf.trained)
             sites.append(PlannedSite(part.method.name, site.name, site.path, shapes, count))
     in_place = any(method.in_place for method in expression)
-    base_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    held = base_bytes(model)
     memory = Memory(
-        base=base_bytes,
+        base=held,
         delta=0 if in_place else 4 * trainable,
-        gradients=base_bytes if in_place else 4 * trainable,
-        optimiser=2 * (base_bytes if in_place else 4 * trainable),
-        snapshot=base_bytes if in_place else 0,
+        gradients=held if in_place else 4 * trainable,
+        optimiser=2 * (held if in_place else 4 * trainable),
+        snapshot=held if in_place else 0,
     )
-    base = sum(p.numel() for p in model.parameters())
+    base = count_parameters(model)
     return Plan(str(expression), trainable, stored, base, tuple(sites), memory)

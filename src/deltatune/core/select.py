@@ -114,7 +114,7 @@ class _Copy:
 
 
 def _shape(site: Site, parameter: str) -> tuple[int, ...]:
-    value = site.parameters.get(parameter)
-    if value is not None:
-        return tuple(value.shape)
+    shape = site.shape(parameter)
+    if shape is not None:
+        return shape
     return (storage_of(site.module).widths(site.module)[1],)

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
+from deltatune.core.quantised import Quantised, shape_of
 from deltatune.core.storage import storage_of
 from deltatune.core.whole import whole_parameter
 
@@ -93,18 +95,24 @@ class Site:
         """The module's own parameters by name, absent ones (a missing bias) as None."""
         return self.module._parameters
 
-    def frozen(self, name: str) -> Tensor | None:
-        """The backbone's own value of a parameter, also while a delta is merged into it.
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of one of `parameters` in plain numbers; None where it is absent."""
+        return shape_of(self.module, name)
 
-        For use within a forward: outside of one it may be a shard, or on the `meta` device.
-        """
+    def before(self, name: str) -> Tensor | None:
+        """The backbone's own value of a parameter that a delta is merged into; else None."""
         held: Mapping[str, Tensor] = self.module.__dict__.get(_FROZEN, {})
-        return held.get(name, self.module._parameters.get(name))
+        return held.get(name)
 
     def value(self, name: str) -> Tensor:
-        """The backbone's own value of a parameter in full, for initial values."""
-        held: Mapping[str, Tensor] = self.module.__dict__.get(_FROZEN, {})
-        value = held.get(name, whole_parameter(self.module, name))
+        """The backbone's own value of a parameter in full, for initial values; in fp32 where it is
+        kept quantised.
+        """
+        storage = storage_of(self.module)
+        if name == "weight" and isinstance(storage, Quantised):
+            return storage.dequantise(self.module, torch.float32)
+        value = self.before(name)
+        value = whole_parameter(self.module, name) if value is None else value
         assert value is not None
         return value
 

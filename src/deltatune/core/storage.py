@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deltatune.core.low_rank import Weight
+
 __all__ = ["Storage", "add_storage", "storage_of", "wide"]
 
 
@@ -34,8 +36,10 @@ class Storage(abc.ABC):
         """The weight as (out, in). Its own inverse."""
         return weight
 
-    def dense(self, module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-        """Of a linear map with plain numbers: its weight as (out, in) and its bias. Else None."""
+    def dense(self, module: nn.Module) -> tuple[Weight, Tensor | None] | None:
+        """Of a linear map: its weight as (out, in), or what makes it, and its bias. None of what is
+        no plain product with a weight.
+        """
         weight = module._parameters.get("weight")
         if not self.linear or weight is None or not weight.is_floating_point():
             return None

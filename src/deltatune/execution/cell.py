@@ -78,9 +78,8 @@ def shared_base(cell: Cell, data: str | Path | None = None) -> str | None:
     if any(method.in_place for method in expression) or cell.settings.base_dropout:
         return None
     task, _ = rows_of(cell.task, cell.protocol, data, {})
-    return repr(
-        (cell.backbone, cell.revision, task.head_width, str(expression), cell.settings.precision)
-    )
+    base = cell.backbone, cell.revision, task.head_width, cell.options.get("quantise")
+    return repr((*base, str(expression), cell.settings.precision))
 
 
 def execute_together(

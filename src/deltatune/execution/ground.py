@@ -33,6 +33,7 @@ OPTIONS: Mapping[str, str] = {
     "test_rows": "at most so many rows for the final score",
     "maximum_source": "longest input in tokens; else the task's own",
     "mode": "how a text-to-text model answers: generate or rank",
+    "quantise": "how the frozen linear maps are kept: int8 or nf4; else in plain numbers",
 }
 
 
@@ -83,7 +84,9 @@ def rows_of(
     return task, splits.limit(train, validation, test)
 
 
-def backbone_for(name: str, task: Task, revision: str | None = None) -> Backbone:
+def backbone_for(
+    name: str, task: Task, revision: str | None, options: Mapping[str, Any]
+) -> Backbone:
     """The backbone in the form that does the task: encoders with a head as wide as its labels.
 
     Raises ConfigurationError where an encoder cannot do the task.
@@ -97,7 +100,8 @@ def backbone_for(name: str, task: Task, revision: str | None = None) -> Backbone
                 f"{task.name} asks for text, and {name} is an encoder, which answers with a class "
                 "or a value. Choose an encoder-decoder or a decoder."
             )
-    return _loaded(name, width, revision)
+    quantise = options.get("quantise")
+    return _loaded(name, width, revision, None if quantise is None else str(quantise))
 
 
 def describe(backbone: str, task: str, *, protocol: str, data: str | Path | None) -> dict[str, Any]:
@@ -111,8 +115,8 @@ def describe(backbone: str, task: str, *, protocol: str, data: str | Path | None
 
 # One backbone serves all cells that follow each other on it: every delta leaves it as it was.
 @functools.lru_cache(maxsize=1)
-def _loaded(name: str, labels: int | None, revision: str | None) -> Backbone:
-    return load_backbone(name, labels=labels, revision=revision)
+def _loaded(name: str, labels: int | None, revision: str | None, quantise: str | None) -> Backbone:
+    return load_backbone(name, labels=labels, revision=revision, quantise=quantise)
 
 
 @functools.cache

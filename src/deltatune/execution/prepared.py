@@ -17,6 +17,7 @@ from deltatune.backbones.load import Backbone
 from deltatune.core.artefact import save, stored_tensors
 from deltatune.core.delta import Delta
 from deltatune.core.grammar import Expression, parse
+from deltatune.core.quantised import count_parameters
 from deltatune.evaluation.score import score
 from deltatune.execution.ground import (
     Evaluated,
@@ -126,7 +127,7 @@ class Prepared:
             notes=tuple(dict.fromkeys(notes)),
             trainable=delta.bank.numel,
             stored=sum(tensor.numel() for tensor in stored_tensors(delta, slot).values()),
-            base=sum(parameter.numel() for parameter in model.parameters()),
+            base=count_parameters(model),
             rows={name: len(getattr(self.splits, name)) for name in get_args(SplitName)},
             steps=result.steps,
             seconds=result.seconds,
@@ -147,6 +148,7 @@ class Prepared:
             "rows": self.splits.digest,
             "seed": self.cell.seed,
             "budget": self.cell.budget,
+            "quantise": self.cell.options.get("quantise"),
             "settings": self.settings.model_dump(mode="json"),
             "validation": validation,
             "test": test.scores,
@@ -158,7 +160,7 @@ def prepare(cell: Cell, *, data: str | Path | None, folder: Path | None) -> Prep
     """Reads rows and backbone of a cell. See `execute`."""
     check_options(cell.options)
     task, splits = rows_of(cell.task, cell.protocol, data, cell.options)
-    backbone = backbone_for(cell.backbone, task, cell.revision)
+    backbone = backbone_for(cell.backbone, task, cell.revision, cell.options)
     encoding = encode(
         splits.train,
         backbone.tokenizer,

@@ -8,6 +8,7 @@ The budget is passed by at most one module.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -47,7 +48,12 @@ class SelectiveModule(Method):
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
         named = sorted(sites, key=lambda site: site.name)
         sizes = [
-            sum(p.numel() for p in site.parameters.values() if p is not None) for site in named
+            sum(
+                math.prod(shape)
+                for name in site.parameters
+                if (shape := site.shape(name)) is not None
+            )
+            for site in named
         ]
         order = torch.randperm(
             len(named), generator=generator("selective_module", self.seed)
