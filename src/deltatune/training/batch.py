@@ -53,8 +53,8 @@ def row_length(row: Any) -> int:
     found = row.get("input_ids") if isinstance(row, Mapping) else getattr(row, "input_ids", None)
     if found is None:
         raise ConfigurationError(
-            "length_grouped needs rows with input_ids. Found a row of type "
-            f"{type(row).__name__!r}. Switch length_grouped off, or give encoded rows."
+            "length_grouped, tokens_per_pass and packing need rows with input_ids. Found a row of "
+            f"type {type(row).__name__!r}. Leave them out, or give encoded rows."
         )
     return len(found)
 

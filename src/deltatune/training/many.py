@@ -28,6 +28,7 @@ from deltatune.training.batch import count_tokens, loss_items, row_length
 from deltatune.training.budget import Budget
 from deltatune.training.loop import Loop, Validate, begin
 from deltatune.training.losses import inputs_without_loss, row_losses
+from deltatune.training.parts import check_lengths, cut
 from deltatune.training.progress import Progress, SilentProgress
 from deltatune.training.random_state import isolated_random_state
 from deltatune.training.settings import Settings
@@ -44,7 +45,7 @@ class Job:
     Attributes:
         rows: the training data.
         settings: how to train. What concerns the base must be the same for all jobs: precision,
-            and no dropout of its own.
+            packing, and no dropout of its own.
         budget: how long.
         validate: scores of the run, called while every row goes through its slot.
         metric: the score that decides which step was best.
@@ -76,7 +77,8 @@ def fit_many(
         delta: attached, with at least as many slots as there are jobs; job k trains slot k.
         jobs: what is trained.
         collate: rows of any of the jobs to a batch of tensors with labels.
-        tokens: how many input tokens, with padding, one pass may have.
+        tokens: how many input tokens, with padding, one pass may have; the jobs' own
+            `tokens_per_pass` has no place here.
         progress: what shows the runs.
 
     Returns:
@@ -109,19 +111,20 @@ def _check(delta: Delta, jobs: Sequence[Job], tokens: int) -> None:
         raise ConfigurationError(
             f"{len(jobs)} jobs for {delta.slots} slots. Attach with slots={max(len(jobs), 1)}."
         )
-    shared = {(job.settings.precision, job.settings.base_dropout) for job in jobs}
-    if len(shared) > 1 or any(dropout for _, dropout in shared):
+    kinds = [job.settings for job in jobs]
+    shared = {(one.precision, one.packing) for one in kinds}
+    if len(shared) > 1 or any(one.base_dropout for one in kinds):
         raise ConfigurationError(
-            "Runs that share a base have one precision, and its dropout is off: set "
-            "base_dropout=False and the same precision in every job."
+            "Runs that share a base have one precision, are packed or not, and its dropout is off: "
+            "set base_dropout=False and the same precision and packing in every job."
+        )
+    if any(one.tokens_per_pass is not None for one in kinds):
+        raise ConfigurationError(
+            "Runs that share a base share its passes: leave tokens_per_pass out of the jobs, and "
+            "give `tokens` for all of them."
         )
     for number, job in enumerate(jobs):
-        longest = max(map(row_length, job.rows), default=0)
-        if longest > tokens:
-            raise ConfigurationError(
-                f"Job {number} has a row of {longest} tokens, and one pass may have {tokens}. "
-                "Raise `tokens` or truncate."
-            )
+        check_lengths(job.rows, tokens, owner=f"Job {number}", setting="tokens")
 
 
 def _loop(run: SlotRun, job: Job, collate: Collate, accelerator: Accelerator) -> Loop:
@@ -207,9 +210,10 @@ class _Together:
         return losses
 
     def _forward(self, slots: Sequence[int], batch: Mapping[str, Tensor]) -> Tensor:
-        model, bf16 = self.delta.model, self.loops[0].taker.settings.precision == "bf16"
-        device = self.accelerator.device
-        with self.delta.route(slots), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        model, taker = self.delta.model, self.loops[0].taker
+        device, bf16 = self.accelerator.device, taker.settings.precision == "bf16"
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        with self.delta.route(slots), taker.packed(), autocast:
             logits = model(**inputs_without_loss(model, batch)).logits
         return row_losses(model, logits, batch["labels"])
 
@@ -224,13 +228,10 @@ class _Together:
     def _parts(self, chosen: Mapping[int, Chosen]) -> list[tuple[list[int], list[tuple[int, Any]]]]:
         """The rows of all runs by length, in parts that keep to the budget, runs in order."""
         rows = [(k, self.loops[k].taker.rows[row]) for k, one in chosen.items() for row in one.rows]
-        rows.sort(key=lambda held: row_length(held[1]))
-        parts: list[list[tuple[int, Any]]] = [[]]
-        for row in reversed(rows):  # the longest first, which decides how many there is room for
-            part = parts[-1]
-            if part and (len(part) + 1) * row_length(part[0][1]) > self.tokens:
-                part = []
-                parts.append(part)
-            part.append(row)
-        ordered = [sorted(part, key=lambda held: held[0]) for part in parts]
-        return [([k for k, _ in part], part) for part in ordered]
+        lengths = [row_length(row) for _, row in rows]
+        packed = self.loops[0].taker.settings.packing
+        parts = [
+            [rows[place] for place in sorted(part)]
+            for part in cut(lengths, self.tokens, packed=packed)
+        ]
+        return [([k for k, _ in part], part) for part in parts]
