@@ -18,7 +18,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from deltatune.core.host import Host
 from deltatune.core.positions import first_position, position_table
 from deltatune.core.rows import fit as fit_rows
 from deltatune.core.run import Run
-from deltatune.training.batch import row_length
+from deltatune.training.batch import row_ids, row_length
 from deltatune.training.parts import pack
 
 __all__ = ["Packing"]
@@ -129,7 +129,7 @@ class Packing:
 
         Args:
             run: a `Run`, on its device. It is left in evaluation mode.
-            rows: the training data; what is tried are the longest two rows and the shortest.
+            rows: the training data, of which the longest row is tried beside another.
             collate: rows to a batch with an `attention_mask` [rows, tokens].
             device: of the run.
 
@@ -141,9 +141,7 @@ class Packing:
             )
         host = run.eval().delta.host
         stack = _stack(host)
-        ordered = sorted(rows, key=row_length)
-        collated = collate([ordered[0], *ordered[-2:]])
-        batch = {name: held.to(device) for name, held in collated.items()}
+        batch = {name: held.to(device) for name, held in collate(_two_of(rows)).items()}
         mask = batch.get("attention_mask")
         if mask is None:
             raise UnsupportedError(
@@ -291,7 +289,8 @@ def _stack(host: Host) -> PreTrainedModel:
             f"Packing is for models of transformers; {type(model).__name__} is none. Switch "
             "packing off."
         )
-    stack: Any = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
+    both = model.config.is_encoder_decoder
+    stack = cast(PreTrainedModel, model.get_encoder() if both else model.base_model)
     if "position_ids" not in parameter_names(stack) and position_table(stack) is not None:
         raise UnsupportedError(
             f"{type(stack).__name__} counts its positions itself, so they cannot start anew with "
@@ -305,6 +304,14 @@ def _stack(host: Host) -> PreTrainedModel:
                     "is one front for many. Switch packing off, or use prefix."
                 )
     return stack
+
+
+def _two_of(rows: Sequence[Any]) -> list[Any]:
+    """The longest row, and the longest that is not its copy: copies would hide that rows mix."""
+    ordered = sorted(rows, key=row_length, reverse=True)
+    ids = list(row_ids(ordered[0]))
+    other = next((row for row in ordered if list(row_ids(row)) != ids), ordered[0])
+    return [ordered[0], other]
 
 
 def _alike(found: Tensor | None, expected: Tensor | None, real: Tensor) -> bool:
