@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,12 @@ def ready(family: str, method: str) -> tuple[Delta, Packing]:
     return delta, Packing.of(Run(delta), rows_of(family, [9, 9, 3]), collate, CPU)
 
 
-def losses_and_gradient(delta: Delta, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def losses_and_gradient(
+    delta: Delta, batch: Mapping[str, Tensor], packing: Packing | None = None
+) -> tuple[Tensor, Tensor]:
     """[rows], the loss of each row, and the gradient of their sum."""
-    logits = delta.model(**inputs_without_loss(delta.model, batch)).logits
+    with nullcontext() if packing is None else packing.on():
+        logits = delta.model(**inputs_without_loss(delta.model, batch)).logits
     each = row_losses(delta.model, logits, batch["labels"])
     parameters = list(delta.parameters())
     found = torch.autograd.grad(each.sum(), parameters, allow_unused=True)
@@ -107,8 +111,7 @@ def test_every_row_gives_what_it_gives_unpacked(family: str, method: str) -> Non
     def check(lengths: list[int]) -> None:
         batch = collate(rows_of(family, lengths))
         each, gradient = losses_and_gradient(delta, batch)
-        with packing.on():
-            packed, packed_gradient = losses_and_gradient(delta, batch)
+        packed, packed_gradient = losses_and_gradient(delta, batch, packing)
         torch.testing.assert_close(packed, each, rtol=1e-5, atol=1e-5)
         assert (packed_gradient - gradient).norm() <= 1e-5 * gradient.norm() + 1e-6
 
@@ -147,8 +150,7 @@ def test_checkpointed_blocks_find_their_rows_again() -> None:
     delta.model.activation_checkpointing_enable()  # type: ignore[operator]
     delta.model.train()
     try:
-        with packing.on():
-            _, gradient = losses_and_gradient(delta, batch)
+        _, gradient = losses_and_gradient(delta, batch, packing)
     finally:
         delta.model.eval()
         delta.model.activation_checkpointing_disable()  # type: ignore[operator]

@@ -38,7 +38,8 @@ from deltatune.training.parts import pack
 
 __all__ = ["Packing"]
 
-# In tokens. On one core 128 was the fastest of 64, 128, 256 and 512 (BERT-base layers, fp32).
+# In tokens. Of 64 to 512, 96 to 256 were the fastest within noise (BERT-base layers, fp32, one
+# core): narrower rows are filled worse, wider ones spend more on attention.
 _WIDTH = 128
 
 
@@ -63,9 +64,8 @@ class _Layout:
     owners: list[int]
 
     @classmethod
-    def of(cls, mask: Tensor, bins: Sequence[Sequence[int]]) -> _Layout:
-        """The layout of rows with a mask [rows, tokens] in these bins."""
-        lengths: list[int] = mask.sum(1).tolist()
+    def of(cls, real: Tensor, lengths: Sequence[int], bins: Sequence[Sequence[int]]) -> _Layout:
+        """The layout of rows in these bins; `real` [rows, tokens] says what is no padding."""
         width = max(sum(lengths[row] for row in held) for held in bins)
         starts = [0] * len(lengths)
         for place, held in enumerate(bins):
@@ -73,15 +73,14 @@ class _Layout:
             for member in held:
                 starts[member] = start
                 start += lengths[member]
-        real = mask.bool()
         rank = real.long().cumsum(1) - 1
-        target = torch.tensor(starts, device=mask.device)[:, None] + rank
+        target = torch.tensor(starts, device=real.device)[:, None] + rank
         there = target[real]
-        each = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
-        row = torch.arange(len(mask), device=mask.device)[:, None].expand_as(rank)
+        each = torch.arange(real.numel(), device=real.device).view(real.shape)
+        row = torch.arange(len(real), device=real.device)[:, None].expand_as(rank)
 
         def laid(values: Tensor, rest: Tensor | int) -> Tensor:
-            flat = torch.zeros(len(bins) * width, dtype=torch.long, device=mask.device) + rest
+            flat = torch.zeros(len(bins) * width, dtype=torch.long, device=real.device) + rest
             return flat.index_copy(0, there, values[real]).view(len(bins), width)
 
         return cls(
@@ -109,12 +108,14 @@ class Packing:
         host: of the model's deltas.
         stack: takes token ids [rows, tokens] and gives hidden states [rows, tokens, width].
         causal: which of the two ways keeps rows apart.
+        first: the position of a row's first token.
         width: how many tokens a packed row may have; it is raised to the longest row.
     """
 
     host: Host
     stack: PreTrainedModel
     causal: bool
+    first: int
     width: int = _WIDTH
 
     @classmethod
@@ -148,12 +149,13 @@ class Packing:
                 f"Packing needs batches with an attention_mask; found {', '.join(batch)}. Let "
                 "collate give one, or switch packing off."
             )
+        first = first_position(position_table(stack))
         listener, cause = _Listener(), None
         with torch.no_grad(), _around(host, stack, listener):
             run(**batch)
             expected = listener.heard
             for causal in (True, False):
-                packing = cls(host, stack, causal, width=mask.numel())
+                packing = cls(host, stack, causal, first, width=mask.numel())
                 try:
                     with packing.on():
                         run(**batch)
@@ -181,17 +183,18 @@ class Packing:
         mask = kwargs.get("attention_mask")
         if mask is None or mask.dim() != 2 or kwargs.get("past_key_values") is not None:
             return inner(**kwargs)
-        size = len(mask)
+        real, size = mask.bool(), len(mask)
+        lengths = real.sum(1).tolist()
         routes = {
             delta: fit_rows(delta.rows, size).slots
             for delta in self.host.deltas
             if delta.routed is not None
         }
         groups = list(zip(*routes.values(), strict=True)) or [()] * size
-        bins = pack(mask.sum(1).tolist(), self.width, groups)
+        bins = pack(lengths, self.width, groups)
         if len(bins) == size:
             return inner(**kwargs)
-        layout = _Layout.of(mask, bins)
+        layout = _Layout.of(real, lengths, bins)
         apart: Any = contextlib.nullcontext()
         if isinstance(pooler := getattr(self.stack, "pooler", None), nn.Module):
             apart = _around(self.host, pooler, _Apart(layout, routes))
@@ -212,7 +215,7 @@ class Packing:
             for name, value in kwargs.items()
         }
         if "position_ids" in names and packed.get("position_ids") is None:
-            packed["position_ids"] = layout.positions + first_position(position_table(self.stack))
+            packed["position_ids"] = layout.positions + self.first
         if "use_cache" in names:  # with a cache, positions that start anew mean nothing
             packed["use_cache"] = False
         packed["attention_mask"] = None if self.causal else self._mask(layout.segments)
