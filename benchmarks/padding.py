@@ -2,8 +2,8 @@
 
 BERT of the base shape with 4 layers, a new classifier, LoRA on q and v. Lengths are the quantiles
 of a lognormal distribution with mean 25, at most 128, in random order: batches of 16, each padded
-to its longest as `Trainer` does, compute about 2.6 times the real tokens. All contenders take the same
-steps over the same 64 rows, with the same model and delta, through `fit`'s own step.
+to its longest as `Trainer` does, compute about 2.6 times the real tokens. All contenders take the
+same steps over the same 64 rows, with the same model and delta, through `fit`'s own step.
 """
 
 from __future__ import annotations
