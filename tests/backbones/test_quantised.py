@@ -48,7 +48,7 @@ def keep_as(model: nn.Module, format: str) -> None:
         return
     paths = {site.path for site in find_sites(model, "block.linear", "weight")}
     if format == "torchao_int8":
-        library = pytest.importorskip("torchao.quantization", reason="needs the extra `quantised`")
+        library = pytest.importorskip("torchao.quantization", reason="needs torchao")
         library.quantize_(
             model, library.Int8WeightOnlyConfig(), filter_fn=lambda _, path: path in paths
         )

@@ -217,6 +217,8 @@ def test_a_run_that_cannot_be_served() -> None:
     rows, cache = rows_for("bert", 0), TrunkCache()
     with pytest.raises(UnsupportedError, match="base_dropout=False"):
         trained(a_run(), rows, cache, settings=quick(base_dropout=True))
+    with pytest.raises(UnsupportedError, match="Switch one of the two off"):
+        trained(a_run(), rows, cache, settings=quick(base_dropout=False, packing=True))
     with pytest.raises(UnsupportedError, match="backbone itself is trained"):
         trained(a_run(method="full"), rows, cache)
     with pytest.raises(ConfigurationError, match="needs a Run"):

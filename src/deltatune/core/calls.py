@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deltatune.core.errors import UnsupportedError
 
-__all__ = ["in_order", "of_rows", "parameter_names", "read_first"]
+__all__ = ["bound", "in_order", "of_rows", "parameter_names", "read_first"]
 
 
 def parameter_names(module: nn.Module) -> tuple[str, ...]:
@@ -23,6 +23,11 @@ def parameter_names(module: nn.Module) -> tuple[str, ...]:
 @functools.cache
 def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(forward).parameters)[1:]
+
+
+def bound(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call by name."""
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def read_first(

@@ -18,6 +18,7 @@ __all__ = [
     "describe_tensors",
     "digest_rows",
     "loss_items",
+    "row_ids",
     "row_length",
 ]
 
@@ -48,15 +49,21 @@ def loss_items(labels: Tensor) -> Tensor:
     return torch.ones(len(labels), dtype=torch.long, device=labels.device)
 
 
-def row_length(row: Any) -> int:
-    """The number of input tokens of a row. Raises ConfigurationError if it has none."""
+def row_ids(row: Any) -> Sequence[int]:
+    """The input tokens of a row. Raises ConfigurationError if it has none."""
     found = row.get("input_ids") if isinstance(row, Mapping) else getattr(row, "input_ids", None)
     if found is None:
         raise ConfigurationError(
-            "length_grouped needs rows with input_ids. Found a row of type "
-            f"{type(row).__name__!r}. Switch length_grouped off, or give encoded rows."
+            "length_grouped, tokens_per_pass and packing need rows with input_ids. Found a row of "
+            f"type {type(row).__name__!r}. Leave them out, or give encoded rows."
         )
-    return len(found)
+    ids: Sequence[int] = found
+    return ids
+
+
+def row_length(row: Any) -> int:
+    """The number of input tokens of a row. Raises ConfigurationError if it has none."""
+    return len(row_ids(row))
 
 
 def digest_rows(rows: Sequence[Any]) -> str:

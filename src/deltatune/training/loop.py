@@ -25,6 +25,8 @@ from deltatune.training.checkpoint import Checkpoint, Store
 from deltatune.training.log import Log
 from deltatune.training.memory import peak_device_memory, peak_memory, reset_peaks
 from deltatune.training.optim import build_optimiser, schedule_factor, warmup_fraction
+from deltatune.training.packing import Packing
+from deltatune.training.parts import check_lengths
 from deltatune.training.progress import Progress, SilentProgress
 from deltatune.training.random_state import isolated_random_state
 from deltatune.training.sampler import Sampler
@@ -82,6 +84,7 @@ def fit(
             function.
         ConfigurationError: settings, budget, rows and run do not fit each other, or the folder
             cannot be written; before any training.
+        UnsupportedError: packing is on and the run cannot be packed; before any training.
         ArtefactError: the folder holds a damaged checkpoint or that of another run.
         TrainingError: the loss or a gradient is not finite, or the disk is full. The checkpoint
             before it stays whole, and the run keeps the tensors of the last good step.
@@ -119,14 +122,19 @@ def begin(
             f"Training over {accelerator.num_processes} processes is not supported. Start one "
             "process, or one run in each."
         )
+    if settings.tokens_per_pass is not None:
+        check_lengths(
+            rows, settings.tokens_per_pass, owner="The training data", setting="tokens_per_pass"
+        )
     lengths = [row_length(row) for row in rows] if settings.length_grouped else None
     sampler = Sampler(len(rows), settings.rows_per_step, settings.seed, lengths)
     warmup = warmup_fraction(settings, budget, sampler.batches_per_epoch)
     # Before the optimiser, which must hold the parameters as they are on the device.
     cast(nn.Module, run).to(accelerator.device)
     run.base_dropout = settings.base_dropout
+    packing = Packing.of(run, rows, collate, accelerator.device) if settings.packing else None
     state = RunState.begin(sampler, build_optimiser(run, settings))
-    return StepTaker(run, rows, collate, settings, accelerator), state, warmup
+    return StepTaker(run, rows, collate, settings, accelerator, packing), state, warmup
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,6 +31,7 @@ from deltatune.training.forward import forward_context
 from deltatune.training.loop import Loop, Validate, begin, epochs, serving
 from deltatune.training.losses import inputs_without_loss, row_losses
 from deltatune.training.memory import TRAINING, largest_count
+from deltatune.training.parts import check_lengths, cut
 from deltatune.training.progress import Progress, SilentProgress
 from deltatune.training.random_state import isolated_random_state
 from deltatune.training.settings import Settings
@@ -51,7 +52,7 @@ class Job:
     Attributes:
         rows: the training data.
         settings: how to train. What concerns the base must be the same for all jobs: precision,
-            and no dropout of its own.
+            packing, and no dropout of its own.
         budget: how long; seconds are those of its share.
         validate: scores of the run, called while every row goes through its slot.
         metric: the score that decides which step was best.
@@ -89,7 +90,8 @@ def fit_many(
         delta: attached; the first jobs train its slots in order.
         jobs: what is trained.
         collate: rows of any of the jobs to a batch of tensors with labels.
-        tokens: how many input tokens, with padding, one pass may have.
+        tokens: how many input tokens, with padding, one pass may have; the jobs' own
+            `tokens_per_pass` has no place here.
         progress: what shows the runs.
         trunk_cache: see `fit`; a row that several runs share is kept once for all of them.
         ended: called with the number of a job, its slot and its outcome when the job ends; the next
@@ -132,19 +134,20 @@ def _check(delta: Delta, jobs: Sequence[Job], tokens: int) -> None:
             f"Training {min(len(jobs), delta.slots)} slots at once does not fit into the free "
             f"memory of {device}. Attach with slots={largest} at most, beside what batches need."
         )
-    shared = {(job.settings.precision, job.settings.base_dropout) for job in jobs}
-    if len(shared) > 1 or any(dropout for _, dropout in shared):
+    kinds = [job.settings for job in jobs]
+    shared = {(one.precision, one.packing) for one in kinds}
+    if len(shared) > 1 or any(one.base_dropout for one in kinds):
         raise ConfigurationError(
-            "Runs that share a base have one precision, and its dropout is off: set "
-            "base_dropout=False and the same precision in every job."
+            "Runs that share a base have one precision, are packed or not, and its dropout is off: "
+            "set base_dropout=False and the same precision and packing in every job."
+        )
+    if any(one.tokens_per_pass is not None for one in kinds):
+        raise ConfigurationError(
+            "Runs that share a base share its passes: leave tokens_per_pass out of the jobs, and "
+            "give `tokens` for all of them."
         )
     for number, job in enumerate(jobs):
-        longest = max(map(row_length, job.rows), default=0)
-        if longest > tokens:
-            raise ConfigurationError(
-                f"Job {number} has a row of {longest} tokens, and one pass may have {tokens}. "
-                "Raise `tokens` or truncate."
-            )
+        check_lengths(job.rows, tokens, owner=f"Job {number}", setting="tokens")
 
 
 @dataclass
@@ -275,9 +278,10 @@ class _Together:
         return losses
 
     def _forward(self, slots: Sequence[int], batch: Mapping[str, Tensor]) -> Tensor:
-        model, precision = self.delta.model, self.jobs[0].settings.precision
-        context = forward_context(model, precision, self.accelerator.device, batch)
-        with self.delta.route(slots), context:
+        taker = next(iter(self.loops.values())).taker
+        model, device = self.delta.model, self.accelerator.device
+        context = forward_context(model, taker.settings.precision, device, batch)
+        with self.delta.route(slots), taker.packed(), context:
             logits = model(**inputs_without_loss(model, batch)).logits
         return row_losses(model, logits, batch["labels"])
 
@@ -292,16 +296,13 @@ class _Together:
     def _parts(self, chosen: Mapping[int, Chosen]) -> list[tuple[list[int], list[tuple[int, Any]]]]:
         """The rows of all runs by length, in parts that keep to the budget, runs in order."""
         rows = [(k, self.loops[k].taker.rows[row]) for k, one in chosen.items() for row in one.rows]
-        rows.sort(key=lambda held: row_length(held[1]))
-        parts: list[list[tuple[int, Any]]] = [[]]
-        for row in reversed(rows):  # the longest first, which decides how many there is room for
-            part = parts[-1]
-            if part and (len(part) + 1) * row_length(part[0][1]) > self.tokens:
-                part = []
-                parts.append(part)
-            part.append(row)
-        ordered = [sorted(part, key=lambda held: held[0]) for part in parts]
-        return [([k for k, _ in part], part) for part in ordered]
+        lengths = [row_length(row) for _, row in rows]
+        packed = self.jobs[0].settings.packing
+        parts = [
+            [rows[place] for place in sorted(part)]
+            for part in cut(lengths, self.tokens, packed=packed)
+        ]
+        return [([k for k, _ in part], part) for part in parts]
 
 
 def _visits(jobs: Sequence[Job]) -> float:

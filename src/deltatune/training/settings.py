@@ -40,6 +40,12 @@ class Settings(BaseModel):
         max_norm: gradients are clipped to this Euclidean norm, each slot by itself; None: never.
         per_device_batch_size: rows of one forward pass.
         accumulation: forward passes of one optimiser step.
+        tokens_per_pass: how many input tokens, with padding, one forward pass may have. The rows of
+            a step are sorted by length and cut by this budget instead of by their number. None:
+            they are cut by number.
+        packing: whether the rows of a pass lie behind each other in fewer and wider ones, so that
+            next to no padding is computed. What each row gives stays the same; draws of dropout do
+            not.
         precision: "fp32", or "bf16" for autocast; trained tensors and their updates stay as they
             are.
         evaluation_every: optimiser steps between evaluations; None: only at the end.
@@ -65,6 +71,8 @@ class Settings(BaseModel):
     max_norm: _Positive | None = 1.0
     per_device_batch_size: _Count = 16
     accumulation: _Count = 1
+    tokens_per_pass: _Count | None = None
+    packing: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
     evaluation_every: _Count | None = None
     patience: _Count | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,9 +13,11 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from deltatune.core.errors import TrainingError
-from deltatune.training.batch import count_loss_items, count_tokens
+from deltatune.training.batch import count_loss_items, count_tokens, row_length
 from deltatune.training.forward import forward_context
 from deltatune.training.optim import clip
+from deltatune.training.packing import Packing
+from deltatune.training.parts import cut
 from deltatune.training.random_state import seed_forward
 from deltatune.training.settings import Settings
 from deltatune.training.state import RunState
@@ -65,6 +68,7 @@ class StepTaker:
         collate: rows to a batch.
         settings: how to train.
         accelerator: gives device and backward.
+        packing: how forward passes are packed; None: they are not.
     """
 
     run: Trainable
@@ -72,6 +76,11 @@ class StepTaker:
     collate: Collate
     settings: Settings
     accelerator: Accelerator
+    packing: Packing | None = None
+
+    def packed(self) -> contextlib.AbstractContextManager[None]:
+        """Within it forward passes are packed, if the settings say so."""
+        return contextlib.nullcontext() if self.packing is None else self.packing.on()
 
     def take(self, state: RunState, factor: float) -> Taken:
         """Takes the next step of `state`, at `factor` of its highest learning rates.
@@ -118,9 +127,9 @@ class StepTaker:
         Each part counts by the items its own mean is over, so that accumulation gives what one
         large batch gives, whatever the lengths.
         """
-        size = self.settings.per_device_batch_size
-        parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-        collated = [dict(self.collate([self.rows[row] for row in part])) for part in parts]
+        collated = [
+            dict(self.collate([self.rows[row] for row in part])) for part in self._parts(chosen)
+        ]
         items = [count_loss_items(batch) for batch in collated]
         if sum(items) == 0:
             raise TrainingError("No row of this batch has a label to learn from")
@@ -131,6 +140,15 @@ class StepTaker:
                 total += self._backward(state, batch, count / sum(items))
         return total
 
+    def _parts(self, chosen: Sequence[int]) -> list[Sequence[int]]:
+        """The chosen rows, forward pass by forward pass."""
+        size, tokens = self.settings.per_device_batch_size, self.settings.tokens_per_pass
+        if tokens is None:
+            return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        lengths = [row_length(self.rows[row]) for row in chosen]
+        parts = cut(lengths, tokens, packed=self.settings.packing)
+        return [[chosen[place] for place in part] for part in parts]
+
     def _backward(self, state: RunState, batch: dict[str, Tensor], share: float) -> float:
         """One forward and backward pass; returns its share of the loss."""
         device = self.accelerator.device
@@ -138,7 +156,7 @@ class StepTaker:
         self.run.set_step(forward)
         seed_forward(self.settings.seed, forward, device)
         model = cast(nn.Module, self.run)
-        with forward_context(model, self.settings.precision, device, batch):
+        with self.packed(), forward_context(model, self.settings.precision, device, batch):
             loss = self.run(**{name: held.to(device) for name, held in batch.items()}).loss
         value = float(loss.detach())
         if not math.isfinite(value):

@@ -97,6 +97,11 @@ class TrunkCache:
                 "With base_dropout=True the backbone gives something else in every pass. Set "
                 "base_dropout=False or train without a trunk cache."
             )
+        if settings.packing:
+            raise UnsupportedError(
+                "A trunk cache reads the states of rows that are padded; packing lays them behind "
+                "each other. Switch one of the two off."
+            )
         trunk = Trunk(run.model)
         reason = self._against(trunk, visits)
         if reason is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deltatune.backbones.virtual_tokens.tokens import tokens_of
-from deltatune.core.calls import parameter_names
+from deltatune.core.calls import bound, parameter_names
 from deltatune.core.chain import Inner
 from deltatune.core.errors import ConfigurationError, StateError, TargetError, UnsupportedError
 from deltatune.core.host import Host
 from deltatune.core.link import Link
+from deltatune.core.positions import first_position, position_table
 from deltatune.core.seam import SEAMS, Seam
 from deltatune.core.site import Site
 from deltatune.core.storage import storage_of
@@ -24,7 +24,6 @@ from deltatune.core.target import find_places
 
 __all__ = ["EmbedSeam"]
 
-_POSITIONS = re.compile(r"position|wpe")
 _MARK = "_deltatune_virtual"  # on a cache: how many virtual positions it holds
 
 
@@ -48,12 +47,12 @@ class _Lengthen:
         links = self.live()
         if not links:
             return inner(*args, **kwargs)
-        kwargs = _bound(self.names, args, kwargs)
+        kwargs = bound(self.names, args, kwargs)
         prompt, present = self.prompt(kwargs, links)
         count = prompt.shape[1]
         filled = self.filled(kwargs, count)
         positioned = "position_ids" in self.names
-        first = _first_position(self.table) if positioned else None
+        first = first_position(self.table) if positioned else None
         _extend(kwargs, count, present, filled, first)
         if filled:
             return _mark(inner(**kwargs), count)
@@ -106,7 +105,7 @@ class _Lengthen:
     def check_positions(self, length: int) -> None:
         if not isinstance(self.table, nn.Embedding):
             return
-        limit = self.table.num_embeddings - _first_position(self.table)
+        limit = self.table.num_embeddings - first_position(self.table)
         limit -= getattr(self.table, "offset", 0)  # BART's and OPT's, which they add themselves
         if length > limit:
             raise ConfigurationError(
@@ -151,7 +150,7 @@ class _ShowPrompt:
 
     def __call__(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         links = self.owner.live()
-        kwargs = _bound(self.names, args, kwargs)
+        kwargs = bound(self.names, args, kwargs)
         states, mask = kwargs.get("encoder_hidden_states"), kwargs.get("encoder_attention_mask")
         if links and states is not None:
             present = links[0].rows(states.shape[0])
@@ -163,17 +162,6 @@ class _ShowPrompt:
                 front = shown[:, None].expand(-1, states.shape[1] - mask.shape[-1]).to(mask.dtype)
                 kwargs["encoder_attention_mask"] = torch.cat([front, mask], dim=-1)
         return inner(**kwargs)
-
-
-def _first_position(table: nn.Module | None) -> int:
-    """The position of a first token: after that of the padding, where a table keeps one for it."""
-    padding = getattr(table, "padding_idx", None)
-    return 0 if padding is None else int(padding) + 1
-
-
-def _bound(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments by name."""
-    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _extend(
@@ -289,10 +277,7 @@ class EmbedSeam(Seam):
         model, stack = host.model, link.site.module
         assert link.site.entry is not None
         both = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-        table = next(
-            (m for name, m in stack.named_modules() if _POSITIONS.search(name.rpartition(".")[2])),
-            None,
-        )
+        table = position_table(stack)
         around = _Lengthen(stack, link.site.entry[1], parameter_names(stack), not both, table)
         if table is not None:
             host.chain(table).arounds.append(_ShiftBack(around))
