@@ -8,8 +8,10 @@ import pytest
 
 from deltatune import api
 from deltatune.core.errors import (
+    BackboneMismatchError,
     ConfigurationError,
     TrainingError,
+    UnknownNameError,
 )
 from deltatune.study.cell import Cell, CellResult
 from deltatune.study.comparison import Comparison
@@ -96,3 +98,28 @@ def test_a_comparison_may_train_several_cells_at_once(tmp_path: Path) -> None:
     assert [cell.id for cell, _ in together.final] == [cell.id for cell, _ in alone.final]
     scores = [[result and result.scores for _, result in one.final] for one in (together, alone)]
     assert scores[0] == scores[1]
+
+
+def test_a_run_on_a_backbone_in_bf16(tmp_path: Path) -> None:
+    result = api.train(
+        "t5-nano", "minimal_pairs", "lora(rank=2)", budget="2 steps",
+        options={**FEW, "dtype": "bfloat16"}, folder=tmp_path,
+    )  # fmt: skip
+    assert api.evaluate(tmp_path / "delta", options=FEW)["scores"] == result.scores
+    with pytest.raises(UnknownNameError, match="'bfloat16'"):
+        api.train("t5-nano", "minimal_pairs", "lora", options={**FEW, "dtype": "bfloat"})
+
+
+def test_a_run_on_a_quantised_base_is_scored_on_one(tmp_path: Path) -> None:
+    """The format is an option of the run, and stands in its artefact."""
+    result = api.train(
+        "t5-nano", "minimal_pairs", "lora(rank=2)", budget="1 step",
+        options={**FEW, "quantise": "int8"}, folder=tmp_path,
+    )  # fmt: skip
+    assert result.base == api.plan("t5-nano", "lora").base
+    found = api.evaluate(tmp_path / "delta", options=FEW)
+    assert found["scores"] == result.scores
+    with pytest.raises(BackboneMismatchError, match="kept as plain numbers, not as int8"):
+        api.evaluate(tmp_path / "delta", options={**FEW, "quantise": None})
+    with pytest.raises(UnknownNameError, match="int8"):
+        api.evaluate(tmp_path / "delta", options={**FEW, "quantise": 8})

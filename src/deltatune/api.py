@@ -178,7 +178,7 @@ def train(
         seed: of leaves, order of rows and dropout.
         protocol: "clean" or "faithful".
         data: the folder that holds the tasks' rows, or "hub"; else the variable DELTATUNE_DATA.
-        options: `train_rows`, `validation_rows`, `test_rows`, `maximum_source`, `mode`,
+        options: `train_rows`, `validation_rows`, `test_rows`, `maximum_source`, `mode`, `dtype`,
             `quantise`.
         folder: of the run, which goes on from there if it was interrupted.
         progress: what shows the run.
@@ -285,7 +285,8 @@ def evaluate(
         raise ConfigurationError(f"The delta in {folder} names no {missing}. Give {missing}=...")
     if split not in ("train", "validation", "test"):
         raise UnknownNameError("split", split, ("train", "validation", "test"))
-    chosen = {"quantise": facts.get("quantise"), **(options or {})}
+    kept = {name: facts.get(name) for name in ("dtype", "quantise")}
+    chosen = {**kept, **(options or {})}
     ground.check_options(chosen)
     record, splits = ground.rows_of(task, protocol, data, chosen)
     loaded = ground.backbone_for(backbone, record, None, chosen)

@@ -72,14 +72,18 @@ def execute(
 def shared_base(cell: Cell, data: str | Path | None = None) -> str | None:
     """Names the base with its deltas that a cell needs: cells of one name can be trained together.
 
-    None for a cell that must be alone: it trains the backbone itself, or with its dropout.
+    None for a cell that must be alone: it trains the backbone itself, or with its dropout, or says
+    how many tokens a pass may have.
     """
     expression = parse(cell.method).at(cell.at)
-    if any(method.in_place for method in expression) or cell.settings.base_dropout:
+    alone = cell.settings.base_dropout or cell.settings.tokens_per_pass is not None
+    if alone or any(method.in_place for method in expression):
         return None
     task, _ = rows_of(cell.task, cell.protocol, data, {})
-    base = cell.backbone, cell.revision, task.head_width, cell.options.get("quantise")
-    return repr((*base, str(expression), cell.settings.precision))
+    kept = cell.options.get("dtype"), cell.options.get("quantise")
+    base = cell.backbone, cell.revision, task.head_width, *kept
+    shared = cell.settings.precision, cell.settings.packing
+    return repr((*base, str(expression), *shared))
 
 
 def execute_together(

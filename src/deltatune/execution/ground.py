@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
+
 from deltatune.backbones.load import Backbone, form_of, load_backbone
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 from deltatune.core.fingerprint import fingerprint
@@ -33,8 +35,12 @@ OPTIONS: Mapping[str, str] = {
     "test_rows": "at most so many rows for the final score",
     "maximum_source": "longest input in tokens; else the task's own",
     "mode": "how a text-to-text model answers: generate or rank",
+    "dtype": "numbers of the frozen backbone: float32 or bfloat16; deltas are float32 on both",
     "quantise": "how the frozen linear maps are kept: int8 or nf4; else in plain numbers",
 }
+
+
+_DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -100,8 +106,10 @@ def backbone_for(
                 f"{task.name} asks for text, and {name} is an encoder, which answers with a class "
                 "or a value. Choose an encoder-decoder or a decoder."
             )
-    quantise = options.get("quantise")
-    return _loaded(name, width, revision, None if quantise is None else str(quantise))
+    quantise, dtype = options.get("quantise"), options.get("dtype") or "float32"
+    if dtype not in _DTYPES:
+        raise UnknownNameError("dtype of a backbone", str(dtype), _DTYPES)
+    return _loaded(name, width, revision, str(dtype), None if quantise is None else str(quantise))
 
 
 def describe(backbone: str, task: str, *, protocol: str, data: str | Path | None) -> dict[str, Any]:
@@ -115,8 +123,12 @@ def describe(backbone: str, task: str, *, protocol: str, data: str | Path | None
 
 # One backbone serves all cells that follow each other on it: every delta leaves it as it was.
 @functools.lru_cache(maxsize=1)
-def _loaded(name: str, labels: int | None, revision: str | None, quantise: str | None) -> Backbone:
-    return load_backbone(name, labels=labels, revision=revision, quantise=quantise)
+def _loaded(
+    name: str, labels: int | None, revision: str | None, dtype: str, quantise: str | None
+) -> Backbone:
+    return load_backbone(
+        name, labels=labels, dtype=getattr(torch, dtype), revision=revision, quantise=quantise
+    )
 
 
 @functools.cache

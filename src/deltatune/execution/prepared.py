@@ -148,6 +148,7 @@ class Prepared:
             "rows": self.splits.digest,
             "seed": self.cell.seed,
             "budget": self.cell.budget,
+            "dtype": self.cell.options.get("dtype"),
             "quantise": self.cell.options.get("quantise"),
             "settings": self.settings.model_dump(mode="json"),
             "validation": validation,
