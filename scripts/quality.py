@@ -110,8 +110,8 @@ def page(found: Mapping[str, Mapping[str, list[float]]]) -> str:
             f"LoRA of rank 8 on MiniLM, {STEPS} steps of 16 rows, 400 test rows, {SEEDS} seeds: "
             "the mean and sample standard deviation of the task's metric, times 100. In brackets "
             "the mean difference from the plain road with the same seed, and its standard error. "
-            "bf16 is the backbone in bfloat16 with deltas in fp32. Made by `python scripts/quality.py` "
-            f"on {machine()['processor']}, "
+            "bf16 is the backbone in bfloat16 with deltas in fp32. Made by "
+            f"`python scripts/quality.py` on {machine()['processor']}, "
             + ", ".join(f"{name} {text}" for name, text in libraries)
             + ".",
             "",
