@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from deltatune import api
-from deltatune.core.errors import ConfigurationError, StateError, UnknownNameError
+from deltatune.core.errors import (
+    ConfigurationError,
+    StateError,
+    UnknownNameError,
+    UnsupportedError,
+)
 from deltatune.testing.case import close, close_gradients, move
 from deltatune.testing.families import FAMILIES
 
@@ -60,6 +65,30 @@ def test_generation_follows_the_rows_through_beams(family: str) -> None:
         with torch.no_grad(), api.route(model, [row]):
             alone = model.generate(**one, **wanted)
         assert torch.equal(together[index, -4:], alone[0, -4:]), index
+
+
+WANTED = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_generation_with_caches_of_one_shape(family: str) -> None:
+    """Static caches keep every shape the same; a prompt has no room in one, and says so."""
+    kin = FAMILIES[family]
+    model, batch = kin.build(), kin.batch(left=True)
+    lora = api.attach(model, "lora", slots=2)
+    prefix = api.attach(model, "prefix(length=2)", seed=1)
+    adapter = api.attach(model, "adapter(bottleneck=4) + bitfit", seed=2)
+    for delta in (lora, prefix, adapter):
+        move(delta)
+    with torch.no_grad(), api.route(model, [(lora, 1), prefix, None, adapter]):
+        grown = model.generate(**batch, **WANTED)
+        static = model.generate(**batch, **WANTED, cache_implementation="static")
+    assert torch.equal(grown, static)
+    for delta in (lora, prefix, adapter):
+        delta.detach()
+    api.attach(model, "prompt(length=2)")
+    with pytest.raises(UnsupportedError, match="use a dynamic cache"):
+        model.generate(**batch, **WANTED, cache_implementation="static")
 
 
 def test_rows_are_named_by_delta_or_by_name() -> None:

@@ -183,10 +183,12 @@ def _extend(
     if mask is None and present is not None:
         mask = torch.ones(size, past + length, dtype=torch.long, device=tensor.device)
     if mask is not None:
-        if mask.dim() != 2:
+        if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+            found = f"a {type(mask).__name__}" if isinstance(mask, dict) else tuple(mask.shape)
             raise UnsupportedError(
-                f"A prompt needs a mask [rows, tokens]; it got {tuple(mask.shape)}. Static caches "
-                "on decoder-only models make such masks: use a dynamic cache."
+                f"A prompt needs a mask [rows, tokens]; it got {found}. Static caches on "
+                "decoder-only models make such masks, and have no room for a prompt: use a dynamic "
+                "cache."
             )
         shown = mask.new_ones(size, count)
         if present is not None:
