@@ -7,7 +7,7 @@ import platform
 import random
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -118,21 +118,34 @@ def interleave(contenders: Mapping[str, Work], rounds: int) -> dict[str, float]:
 
 
 def saved_bytes(model: nn.Module, forward: Callable[[], torch.Tensor]) -> int:
-    """Bytes that a forward keeps for its backward pass: distinct storages, parameters apart."""
+    """Bytes that a forward keeps for its backward pass: distinct storages, parameters apart.
+
+    They are read off the graph: hooks on what is saved would change what is.
+    """
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     held: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = forward()
-    total = sum(held.values())
+    loss = forward()
+    seen, waiting = set[Any](), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+        for tensor in _saved(node):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                held[storage.data_ptr()] = storage.nbytes()
     loss.backward()  # type: ignore[no-untyped-call]
-    return total
+    return sum(held.values())
+
+
+def _saved(node: Any) -> Iterator[torch.Tensor]:
+    names = [name for name in dir(node) if name.startswith("_saved_") or name == "saved_tensors"]
+    for name in names:
+        value = getattr(node, name)
+        several = value if isinstance(value, list | tuple) else (value,)
+        yield from (one for one in several if isinstance(one, torch.Tensor))
 
 
 def step_memory(prepare: Callable[[], Work]) -> int:

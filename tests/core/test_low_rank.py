@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from deltatune import api
 from deltatune.core.dropout import Mask, drop
@@ -78,6 +81,87 @@ def test_it_equals_the_plain_road(
         torch.autograd.grad((found * weights).sum(), leaves), wanted, strict=True
     ):
         torch.testing.assert_close(mine, theirs)
+
+
+NORM = {"weight": draw(6, seed=4).detach(), "bias": draw(6, seed=5).detach()}
+MADE: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "gelu by tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "silu": functional.silu,
+    "a product": lambda x: (2 * x) * torch.sin(x),
+    "a product with a number": lambda x: x * 0.5,
+    "a norm": lambda x: functional.layer_norm(x, (6,), **NORM),
+    "a norm without weights": lambda x: functional.layer_norm(x, (6,)),
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_an_input_that_is_made_again_gives_the_same_gradients(kind: str) -> None:
+    """Three maps read it, as those of queries, keys and values do."""
+    source, Ws = draw(4, 3, 6, seed=0), [draw(5, 6, seed=k).detach() for k in (1, 2, 3)]
+    factors = [(draw(2, 6, seed=7 + k), draw(5, 2, seed=11 + k)) for k in range(3)]
+    leaves = [source, *(leaf for pair in factors for leaf in pair)]
+
+    def total(source: Tensor, *factors: Tensor) -> Tensor:
+        x = MADE[kind](source)
+        held = zip(Ws, factors[::2], factors[1::2], strict=True)
+        each = [linear_with(x, W, None, [Difference(A, B, 0, 5, None)]) for W, A, B in held]
+        return torch.stack([y.square().sum() * k for k, y in enumerate(each, 1)]).sum()
+
+    def plain(source: Tensor, *factors: Tensor) -> Tensor:
+        x = MADE[kind](source)
+        held = zip(Ws, factors[::2], factors[1::2], strict=True)
+        each = [functional.linear(x, W + B @ A) for W, A, B in held]
+        return torch.stack([y.square().sum() * k for k, y in enumerate(each, 1)]).sum()
+
+    found = torch.autograd.grad(total(*leaves), leaves)
+    for mine, theirs in zip(found, torch.autograd.grad(plain(*leaves), leaves), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    loss = total(*leaves)
+    for _ in range(2):  # a graph that is gone through twice
+        again = torch.autograd.grad(loss, leaves, retain_graph=True)
+        for mine, theirs in zip(again, found, strict=True):
+            torch.testing.assert_close(mine, theirs)
+    assert torch.autograd.gradgradcheck(total, leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_output_of_an_activation_or_a_norm_is_not_kept(dtype: torch.dtype) -> None:
+    weight, bias = torch.randn(2, 64, dtype=dtype)
+    W, A, B = (torch.randn(*shape, dtype=dtype) for shape in ((64, 64), (2, 64), (64, 2)))
+    A.requires_grad_()
+    source = torch.randn(8, 64, dtype=dtype, requires_grad=True)
+    norm = functional.layer_norm(source * 1, (64,), weight, bias)
+    made = functional.gelu(linear_with(norm, W, None, [Difference(A, B, 0, 64, None)]))
+    out = linear_with(made, W, None, [Difference(A, B, 0, 64, None)])
+    nodes = [out.grad_fn, made.grad_fn.next_functions[0][0]]  # type: ignore[union-attr]
+    kept = {t.data_ptr() for node in nodes for t in node.saved_tensors}  # type: ignore[union-attr]
+    assert norm.data_ptr() not in kept and made.data_ptr() not in kept
+    found = torch.autograd.grad(out.float().square().sum(), (source, A))
+    plain = functional.layer_norm(source, (64,), weight, bias)
+    for _ in range(2):
+        plain = (
+            functional.linear(functional.gelu(plain) if _ else plain, W)
+            + ((functional.gelu(plain) if _ else plain) @ A.mT) @ B.mT
+        )
+    wanted = torch.autograd.grad(plain.float().square().sum(), (source, A))
+    for mine, theirs in zip(found, wanted, strict=True):
+        scale = theirs.float().norm()
+        assert (mine.float() - theirs.float()).norm() < scale * (
+            0.05 if dtype is torch.bfloat16 else 1e-5
+        )
+
+
+def test_hooks_on_what_is_kept_see_the_input() -> None:
+    """Checkpoints and tensors that are moved to the host decide themselves."""
+    x = functional.gelu(draw(3, 4, seed=0))
+    W, A, B = draw(5, 4, seed=1).detach(), draw(2, 4, seed=2), draw(5, 2, seed=3)
+    seen: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: seen.append(t.data_ptr()) or t, lambda t: t
+    ):
+        linear_with(x, W, None, [Difference(A, B, 0, 5, None)])
+    assert x.data_ptr() in seen
 
 
 def test_its_second_derivatives_are_right() -> None:

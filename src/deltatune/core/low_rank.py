@@ -4,8 +4,9 @@
 
 Plain autograd makes and adds a tensor of the size of y for each difference, and one of the size of
 x in the backward pass; here both are added in place, inside the products. Of the inputs x alone is
-kept, once for all differences, and once for all maps that read it; the inner products and what
-dropout left of x are computed again. So is W, where it is kept quantised.
+kept, once for all differences, and once for all maps that read it, unless it can be made again from
+what is kept anyway; the inner products and what dropout left of x are computed again. So is W,
+where it is kept quantised.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deltatune.core.dropout import Mask
+from deltatune.core.remade import Remade, remade
 
 __all__ = ["Difference", "Weight", "followed", "linear_with"]
 
@@ -66,7 +68,8 @@ def linear_with(
     """
     factors = [factor for one in differences for factor in (one.A, one.B)]
     parts = tuple((one.start, one.stop, one.mask) for one in differences)
-    y: Tensor = _LinearWith.apply(parts, x, W, b, *factors)  # type: ignore[no-untyped-call]
+    again = remade(x) if factors and torch.is_grad_enabled() else None
+    y: Tensor = _LinearWith.apply(parts, again, x, W, b, *factors)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -74,11 +77,13 @@ class _LinearWith(torch.autograd.Function):
     @staticmethod
     def forward(
         parts: tuple[tuple[int, int, Mask | None], ...],
+        again: tuple[Remade, Sequence[Tensor]] | None,
         x: Tensor,
         W: Weight,
         b: Tensor | None,
         *factors: Tensor,
     ) -> Tensor:
+        del again
         y = functional.linear(x, _matrix(W, x), b)
         for (start, stop, mask), A, B in zip(parts, factors[::2], factors[1::2], strict=True):
             read = _grouped(x if mask is None else mask.times(x), A)
@@ -88,16 +93,19 @@ class _LinearWith(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         del output
-        ctx.parts, x, W, _, *factors = inputs
+        ctx.parts, again, x, W, _, *factors = inputs
         ctx.make = None if isinstance(W, Tensor) else W
-        kept = W if isinstance(W, Tensor) else None
-        ctx.save_for_backward(x if factors else None, kept, *factors)
+        ctx.again, sources = again or (None, [x if factors else None])
+        ctx.count = len(factors)
+        ctx.save_for_backward(*factors, W if isinstance(W, Tensor) else None, *sources)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, W, *factors = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        factors, W, sources = saved[: ctx.count], saved[ctx.count], saved[ctx.count + 1 :]
+        x = sources[0] if ctx.again is None else ctx.again.take(sources)
         g = gradients[0].contiguous()
-        dx = g @ _matrix(ctx.make or W, g) if ctx.needs_input_grad[1] else None
+        dx = g @ _matrix(ctx.make or W, g) if ctx.needs_input_grad[2] else None
         found: list[Tensor] = []
         for (start, stop, mask), A, B in zip(ctx.parts, factors[::2], factors[1::2], strict=True):
             read = _grouped(x if mask is None else mask.times(x, hold=dx is not None), A)
@@ -110,7 +118,7 @@ class _LinearWith(torch.autograd.Function):
                 _add_product(_grouped(dx, A), inner, A)
             else:
                 dx = dx.add_(mask.times((inner @ A).view(x.shape)))
-        return None, dx, None, None, *found
+        return None, None, dx, None, None, *found
 
 
 def _matrix(W: Weight, like: Tensor) -> Tensor:
