@@ -1,6 +1,7 @@
 """Measures every row of the table of goals and writes docs/results/bench.md and bench.json.
 
-A row that was measured with this code is kept in `build/bench.jsonl` and not measured again.
+Parts that were measured with this code are kept in `build/bench.jsonl` and not measured again;
+`--only` measures one part, and the page takes the others as they were measured last.
 `--quick` takes small models and fewer rounds, and writes nothing.
 """
 
@@ -9,9 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +63,27 @@ def main() -> int:
     size = Size(name, layers, rounds, getattr(torch, chosen.dtype))
     # The machine is looked at before the load of the measurements.
     measured_on = {"machine": machine(), "versions": versions()}
-    rows: list[dict[str, Any]] = []
     warnings.simplefilter("ignore")
     if chosen.growth:
         return _growth(size, chosen.dtype, measured_on)
-    for part in PARTS if chosen.only is None else (chosen.only,):
-        rows += _part(part, size, chosen.dtype)
-    rows.sort(key=lambda row: [int(part) for part in row["id"].split(".")])
-    Console(width=160).print(_table(rows))
-    if not chosen.quick and chosen.only is None:
-        RESULTS.joinpath("bench.json").write_text(
-            json.dumps({**measured_on, "dtype": chosen.dtype, "rows": rows}, indent=1) + "\n"
-        )
-        RESULTS.joinpath("bench.md").write_text(_page(rows, measured_on, chosen.dtype))
+    measured = {
+        part: _part(part, size, chosen.dtype)
+        for part in (PARTS if chosen.only is None else (chosen.only,))
+    }
+    Console(width=160).print(_table(_in_order(measured)))
+    if not chosen.quick:
+        measured = {part: _kept(f" {part} {name} {chosen.dtype}") for part in PARTS}
+        rows = _in_order(measured)
+        commits = {part: held["commit"] for part, held in measured.items() if held}
+        content = {**measured_on, "dtype": chosen.dtype, "commits": commits, "rows": rows}
+        RESULTS.joinpath("bench.json").write_text(json.dumps(content, indent=1) + "\n")
+        RESULTS.joinpath("bench.md").write_text(_page(rows, commits, measured_on, chosen.dtype))
     return 0
+
+
+def _in_order(measured: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = [row for held in measured.values() for row in held.get("rows", ())]
+    return sorted(rows, key=lambda row: [int(part) for part in row["id"].split(".")])
 
 
 def _growth(size: Size, dtype: str, measured_on: dict[str, Any]) -> int:
@@ -103,19 +112,27 @@ def _growth(size: Size, dtype: str, measured_on: dict[str, Any]) -> int:
     return 0
 
 
-def _part(part: str, size: Size, dtype: str) -> list[dict[str, Any]]:
+def _part(part: str, size: Size, dtype: str) -> dict[str, Any]:
+    """The rows of a part, measured unless they were with this code, and the commit."""
     key = f"{code_version()} {part} {size.name} {dtype}"
-    kept = [json.loads(line) for line in KEPT.open()] if KEPT.exists() else []
-    found: list[dict[str, Any]] = next((one["rows"] for one in kept if one["key"] == key), [])
-    if found:
+    if found := _kept(key):
         return found
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    rows: list[dict[str, Any]] = []
     for row in PARTS[part](size):
-        found.append(row.as_json())
-        print(json.dumps(found[-1]), flush=True)
+        rows.append(row.as_json())
+        print(json.dumps(rows[-1]), flush=True)
+    found = {"key": key, "commit": git.stdout.strip(), "rows": rows}
     KEPT.parent.mkdir(exist_ok=True)
     with KEPT.open("a") as file:
-        print(json.dumps({"key": key, "rows": found}), file=file)
+        print(json.dumps(found), file=file)
     return found
+
+
+def _kept(end: str) -> dict[str, Any]:
+    """The last measurement whose key ends so; empty if there is none."""
+    kept = [json.loads(line) for line in KEPT.open()] if KEPT.exists() else []
+    return next((one for one in reversed(kept) if one["key"].endswith(end)), {})
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -133,7 +150,12 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _page(rows: Sequence[dict[str, Any]], measured_on: dict[str, Any], dtype: str) -> str:
+def _page(
+    rows: Sequence[dict[str, Any]],
+    commits: Mapping[str, str],
+    measured_on: dict[str, Any],
+    dtype: str,
+) -> str:
     held = sum(row["holds"] for row in rows)
     lines = [f"| {' | '.join(_cell(row[name]) for name in COLUMNS)} |" for row in rows]
     return "\n".join(
@@ -144,6 +166,11 @@ def _page(rows: Sequence[dict[str, Any]], measured_on: dict[str, Any], dtype: st
             "",
             f"{held} of {len(rows)} bounds hold. They were set for bf16 on a processor with AMX "
             "(2,500 GFLOP/s), where what a library adds to the products weighs far more than here. "
+            "How costs grow with size: [growth](growth.md).",
+            "",
+            "Measured at "
+            + ", ".join(f"{commit} ({part})" for part, commit in commits.items())
+            + ".",
             "",
             f"| {' | '.join(COLUMNS)} |",
             "|" + "---|" * len(COLUMNS),
