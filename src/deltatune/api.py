@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -245,7 +244,7 @@ def train_many(
 
     groups: dict[str, list[Cell]] = {}
     for cell in {cell.id: cell for cell in cells}.values():
-        groups.setdefault(execution.shared_base(cell, data) or cell.id, []).append(cell)
+        groups.setdefault(execution.shared_base(cell) or cell.id, []).append(cell)
     for group in groups.values():
         if len(group) > 1:
             execution.execute_together(
@@ -342,13 +341,14 @@ def compare(
     def describe(backbone: str, task: str) -> dict[str, Any]:
         return described(backbone, task, protocol=comparison.protocol, data=data)
 
-    shared = functools.partial(execution.shared_base, data=data)
     run_comparison(
         comparison,
         execute,
         store,
         describe=describe,
-        together=Together(together, shared, execute_together) if together > 1 else None,
+        together=Together(together, execution.shared_base, execute_together)
+        if together > 1
+        else None,
         watch=watch,
     )
     return summarise(store)

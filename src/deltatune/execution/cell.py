@@ -6,6 +6,7 @@ after everything is decided.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,9 @@ from deltatune.core.errors import ConfigurationError, DeltatuneError
 from deltatune.core.grammar import parse
 from deltatune.core.plan import plan
 from deltatune.core.run import Run
-from deltatune.execution.ground import rows_of
 from deltatune.execution.prepared import Prepared, prepare
 from deltatune.study.cell import Cell, CellResult
+from deltatune.tasks.records import find_task
 from deltatune.training.budget import parse as parse_budget
 from deltatune.training.loop import fit
 from deltatune.training.many import Job, Outcome, fit_many
@@ -69,7 +70,7 @@ def execute(
         return ready.finish(delta, result, seconds=time.perf_counter() - started, memory=memory)
 
 
-def shared_base(cell: Cell, data: str | Path | None = None) -> str | None:
+def shared_base(cell: Cell) -> str | None:
     """Names the base with its deltas that a cell needs: cells of one name can be trained together.
 
     None for a cell that must be alone: it trains the backbone itself, or with its dropout, or says
@@ -79,11 +80,15 @@ def shared_base(cell: Cell, data: str | Path | None = None) -> str | None:
     alone = cell.settings.base_dropout or cell.settings.tokens_per_pass is not None
     if alone or any(method.in_place for method in expression):
         return None
-    task, _ = rows_of(cell.task, cell.protocol, data, {})
     kept = cell.options.get("dtype"), cell.options.get("quantise")
-    base = cell.backbone, cell.revision, task.head_width, *kept
+    base = cell.backbone, cell.revision, _width(cell.task), *kept
     shared = cell.settings.precision, cell.settings.packing
     return repr((*base, str(expression), *shared))
+
+
+@functools.lru_cache(maxsize=64)
+def _width(task: str) -> int | None:
+    return find_task(task).head_width
 
 
 def execute_together(
