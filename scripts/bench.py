@@ -166,7 +166,7 @@ def _page(
             "",
             f"{held} of {len(rows)} bounds hold. They were set for bf16 on a processor with AMX "
             "(2,500 GFLOP/s), where what a library adds to the products weighs far more than here. "
-            "How costs grow with size: [growth](growth.md).",
+            + ("How costs grow: [growth](growth.md)." if _grown() else ""),
             "",
             "Measured at "
             + ", ".join(f"{commit} ({part})" for part, commit in commits.items())
@@ -178,6 +178,10 @@ def _page(
             "",
         ]
     )
+
+
+def _grown() -> bool:
+    return RESULTS.joinpath("growth.md").exists()
 
 
 def _measured_on(measured_on: dict[str, Any], dtype: str) -> str:
