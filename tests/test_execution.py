@@ -81,6 +81,15 @@ def test_more_runs_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
         api.train_many([cell("lora(rank=64)", 1e-3, seed) for seed in range(99)], slots=99)
 
 
+def test_no_run_at_once_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="at least one slot"):
+        api.train_many([cell("lora(rank=2)", 1e-3, seed) for seed in (0, 1)], slots=0)
+    wanted = Comparison(backbones=("t5-nano",), tasks=("minimal_pairs",), methods=("lora",))
+    with pytest.raises(ConfigurationError, match="from 1 on; found 0"):
+        api.compare(wanted, tmp_path / "none", together=0)
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_comparison_may_train_several_cells_at_once(tmp_path: Path) -> None:
     wanted = Comparison(
         backbones=("t5-nano",),

@@ -320,7 +320,12 @@ def compare(
             that each would have alone, up to the order of sums; their times are shares of what all
             took, and their memory is not measured.
         watch: told of every cell.
+
+    Raises:
+        ConfigurationError: `together` is less than 1.
     """
+    if together < 1:
+        raise ConfigurationError(f"together is a number of cells from 1 on; found {together}.")
     from deltatune.execution import cell as execution
     from deltatune.execution.ground import describe as described
 

@@ -95,7 +95,8 @@ def compare(
     needed = ("out",) if report else ("backbone", "tasks", "methods", "out")
     values = gather(config, changes, requested(context), needed=needed)
     folder, source = Path(values.pop("out")), values.pop("data", None)
-    together = int(values.pop("together", None) or 1)
+    wanted = values.pop("together", None)
+    together = 1 if wanted is None else int(wanted)
 
     from deltatune import api
     from deltatune.cli.progress import choose_watch

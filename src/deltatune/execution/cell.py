@@ -115,9 +115,11 @@ def execute_together(
         folder: that of each cell.
 
     Raises:
-        ConfigurationError: so many do not fit into memory.
+        ConfigurationError: there is no slot, or so many do not fit into memory.
         DeltatuneError: see `execute`.
     """
+    if slots < 1:
+        raise ConfigurationError(f"{slots} runs at once train nothing. Give at least one slot.")
     ready = [prepare(cell, data=data, folder=folder(cell)) for cell in cells]
     model = ready[0].backbone.model
     slots = min(slots, len(ready))
