@@ -234,16 +234,24 @@ class Delta(nn.Module):
         """The trained and fixed leaves of one slot by full name, detached."""
         return {name: value.detach() for name, value in self.bank.read(slot).items()}
 
-    def redraw(self, slot: int, seed: int) -> None:
+    def redraw(self, slot: int, seed: int, expression: Expression | None = None) -> None:
         """Sets one slot to the initial values of a seed, which keys its dropout from now on.
 
-        Raises ConfigurationError for a slot that is not there, and StateError for a control that
-        trains in place.
+        Args:
+            slot: which.
+            seed: see `attach`.
+            expression: what the slot holds from now on, where its `slot_fields` are others.
+
+        Raises ConfigurationError for a slot that is not there or an expression that does not fit
+        the bank, and StateError for a control that trains in place.
         """
         self.check_slot(slot)
         if isinstance(self.bank, InPlaceBank):
             raise StateError(f"{self.name} trains the backbone itself, which is not drawn.")
-        self.bank.draw(slot, leaves_of(layout(self.model, self.expressions[slot])), seed)
+        expression = self.expressions[slot] if expression is None else expression
+        _check_alike([self.expression, expression])
+        self.bank.draw(slot, leaves_of(layout(self.model, expression)), seed)
+        self.expressions = (*self.expressions[:slot], expression, *self.expressions[slot + 1 :])
         self.seeds = (*self.seeds[:slot], seed, *self.seeds[slot + 1 :])
         self.saved.pop(slot, None)
 
@@ -354,12 +362,7 @@ def attach(
         raise ConfigurationError(
             f"{len(expressions)} slots need as many seeds; {len(seeds)} were given."
         )
-    plain = {expression.without_slot_fields() for expression in expressions}
-    if len(plain) > 1:
-        raise ConfigurationError(
-            "The slots of one bank hold one method each of the same shape; found "
-            f"{', '.join(map(str, plain))}. Attach different methods as different deltas."
-        )
+    _check_alike(expressions)
     _check_alone(model, expressions)
     layouts = [layout(model, expression) for expression in expressions]
     host = host_of(model) or Host(model)
@@ -395,6 +398,15 @@ def deltas_of(model: nn.Module) -> tuple[Delta, ...]:
     """The deltas attached to a model, in order."""
     host = host_of(model)
     return () if host is None else tuple(host.deltas)
+
+
+def _check_alike(expressions: Sequence[Expression]) -> None:
+    plain = dict.fromkeys(expression.without_slot_fields() for expression in expressions)
+    if len(plain) > 1:
+        raise ConfigurationError(
+            "The slots of one bank hold one method each of the same shape; found "
+            f"{', '.join(map(str, plain))}. Attach different methods as different deltas."
+        )
 
 
 def _check_alone(model: nn.Module, expressions: Sequence[Expression]) -> None:

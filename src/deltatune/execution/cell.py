@@ -55,6 +55,7 @@ def execute(
     ready = prepare(cell, data=data, folder=folder)
     model = ready.backbone.model
     with attached(attach(model, ready.expression, seed=cell.seed)) as delta:
+        ready.begin()
         result = fit(
             Run(delta),
             ready.encoding.rows,
@@ -125,8 +126,8 @@ def execute_together(
     slots = min(slots, len(ready))
     _check_memory(ready[0], slots)
     seeds = [one.cell.seed for one in ready]
-    expression = ready[0].expression
-    with attached(attach(model, expression, slots=slots, seed=seeds[:slots])) as delta:
+    expressions = [one.expression for one in ready[:slots]]
+    with attached(attach(model, expressions, seed=seeds[:slots])) as delta:
 
         def ended(number: int, slot: int, outcome: Outcome) -> None:
             if isinstance(outcome, DeltatuneError):
@@ -159,6 +160,7 @@ def _job(ready: Prepared) -> Job:
         ready.task.metric,
         ready.run_folder,
         ready.cell.seed,
+        ready.expression,
     )
 
 

@@ -10,13 +10,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, get_args
+
+import torch
+from torch import Tensor
 
 from deltatune.backbones.encoding import Encoding, collate, encode
 from deltatune.backbones.load import Backbone
 from deltatune.core.artefact import save, stored_tensors
 from deltatune.core.delta import Delta
 from deltatune.core.grammar import Expression, parse
+from deltatune.core.host import DRAWN
 from deltatune.core.quantised import count_parameters
 from deltatune.evaluation.score import score
 from deltatune.execution.ground import (
@@ -79,6 +84,16 @@ class Prepared:
         return functools.partial(
             collate, tokenizer=self.backbone.tokenizer, form=self.backbone.form
         )
+
+    def begin(self) -> None:
+        """Gives the backbone's own new head, which a control trains, the start of other heads."""
+        control = any(method.in_place for method in self.expression)
+        if not control or self.task.kind != "regression":
+            return
+        for path in self.backbone.model.__dict__.get(DRAWN, ()):
+            bias = getattr(self.backbone.model.get_submodule(path), "bias", None)
+            if isinstance(bias, Tensor) and len(bias) == self.task.head_width:
+                torch.nn.init.constant_(bias, _start(self.task, self.splits))
 
     def validate(self) -> Mapping[str, float]:
         """Scores on the validation rows, of the model as it is."""
@@ -169,16 +184,25 @@ def prepare(cell: Cell, *, data: str | Path | None, folder: Path | None) -> Prep
         maximum_source=int(cell.options.get("maximum_source") or task.lengths.source),
         maximum_target=task.lengths.target,
     )
-    expression = _with_head(parse(cell.method).at(cell.at), backbone, task)
+    expression = _with_head(parse(cell.method).at(cell.at), backbone, task, splits)
     return Prepared(cell, task, splits, backbone, expression, encoding, folder)
 
 
-def _with_head(expression: Expression, backbone: Backbone, task: Task) -> Expression:
+def _with_head(
+    expression: Expression, backbone: Backbone, task: Task, splits: Splits
+) -> Expression:
     """The expression with a head of the task's own, where the form needs one and none is there."""
     complete = any(method.in_place or method.category == "head" for method in expression)
     if backbone.form != "encoder" or complete:
         return expression
-    return expression + f"head(labels={task.head_width})"
+    return expression + f"head(labels={task.head_width}, start={_start(task, splits)})"
+
+
+def _start(task: Task, splits: Splits) -> float:
+    """Where the bias of a new head begins: the mean of the labels, to four digits."""
+    if task.kind != "regression" or not splits.train:
+        return 0.0
+    return float(f"{fmean(float(example.label or 0) for example in splits.train):.4g}")
 
 
 def _kept_scores(result: Result) -> dict[str, float]:

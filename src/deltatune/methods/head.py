@@ -2,6 +2,10 @@
 
 A backbone's classifier is as wide as the widest label set it must serve; a head for fewer labels
 masks the rest, so that heads of different tasks stand in one bank and one batch.
+
+A regression's bias begins at the mean label. From zero, every gradient asks first for that mean,
+and a delta below the head learns it before the bias does, by making all texts alike: at 1.5e-3
+LoRA on all-MiniLM-L6-v2 ended with a correlation of 0.02 on STS-B, and ends with 0.80 from there.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import torch
 from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError, TargetError
-from deltatune.core.leaf import Leaf, fixed, normal, zeros
+from deltatune.core.leaf import Leaf, fixed, given, normal
 from deltatune.core.method import Category, Leaves, Method, register
 from deltatune.core.site import Site
 from deltatune.core.storage import storage_of
@@ -29,15 +33,17 @@ class Head(Method):
 
     Attributes:
         labels: how many of the classifier's outputs are the task's; 1 for regression.
+        start: where their biases begin; for a regression the mean of the training labels.
     """
 
     labels: int = 2
+    start: float = 0.0
 
     category: ClassVar[Category] = "head"
     default_at: ClassVar[str] = "head"
     learning_rate: ClassVar[float] = 1e-3
     identity: ClassVar[bool] = False
-    slot_fields: ClassVar[tuple[str, ...]] = ("labels",)
+    slot_fields: ClassVar[tuple[str, ...]] = ("labels", "start")
 
     def check(self) -> None:
         if self.labels < 1:
@@ -54,7 +60,7 @@ class Head(Method):
             )
         return {
             "weight": normal(site.outputs, site.inputs, std=0.02),
-            "bias": zeros(site.outputs),
+            "bias": given((site.outputs,), _Start(self.start)),
             "mask": fixed((site.outputs,), _Mask(self.labels)),
         }
 
@@ -69,3 +75,12 @@ class _Mask:
     def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
         del random
         return torch.where(torch.arange(shape[0]) < self.labels, 0.0, _MASKED)
+
+
+@dataclass(frozen=True)
+class _Start:
+    value: float
+
+    def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+        del random
+        return torch.full(shape, self.value)

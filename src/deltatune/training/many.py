@@ -24,6 +24,7 @@ from torch import Tensor
 
 from deltatune.core.delta import Delta
 from deltatune.core.errors import ConfigurationError, DeltatuneError, TrainingError
+from deltatune.core.grammar import Expression
 from deltatune.core.run import SlotRun
 from deltatune.training.batch import count_tokens, loss_items, row_length
 from deltatune.training.budget import Budget
@@ -59,6 +60,7 @@ class Job:
         folder: of the run.
         seed: of the values that its slot is set to before the run, and of dropout; None: the slot
             is trained as it is, which is possible only where every job has a slot of its own.
+        expression: what the slot holds from then on; None: what it held before.
     """
 
     rows: Sequence[Any]
@@ -68,6 +70,7 @@ class Job:
     metric: str | None = None
     folder: Path | None = None
     seed: int | None = None
+    expression: Expression | None = None
 
 
 def fit_many(
@@ -199,7 +202,7 @@ class _Together:
         self.numbers[slot] = number
         try:
             if job.seed is not None:
-                self.delta.redraw(slot, job.seed)
+                self.delta.redraw(slot, job.seed, job.expression)
             loop = _loop(SlotRun(self.delta, slot), job, self.collate, self.accelerator)
             self.loops[slot] = loop
             loop.open()
