@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
 
 from deltatune import api
+from deltatune.backbones.ladder import TOKENIZER
 from deltatune.core.errors import (
     BackboneMismatchError,
     ConfigurationError,
@@ -107,6 +113,35 @@ def test_a_comparison_may_train_several_cells_at_once(tmp_path: Path) -> None:
     assert [cell.id for cell, _ in together.final] == [cell.id for cell, _ in alone.final]
     scores = [[result and result.scores for _, result in one.final] for one in (together, alone)]
     assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize(("method", "name"), [("lora", "head/"), ("full", "classifier.bias")])
+def test_a_regression_begins_at_the_mean_label(tmp_path: Path, method: str, name: str) -> None:
+    rows = [{"sentence1": f"a {n}", "sentence2": f"b {n}", "label": 3.0 + n} for n in range(8)]
+    for split, offset in (("train", 0), ("validation", 100), ("test", 200)):
+        lines = [json.dumps({**row, "sentence2": f"{row['sentence2']} {offset}"}) for row in rows]
+        (tmp_path / "glue_stsb").mkdir(exist_ok=True)
+        (tmp_path / "glue_stsb" / f"{split}.jsonl").write_text("\n".join(lines))
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        vocab_size=8192,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(tmp_path / "model")
+    shutil.copytree(TOKENIZER, tmp_path / "model", dirs_exist_ok=True)
+    result = api.train(
+        str(tmp_path / "model"),
+        "glue_stsb",
+        method,
+        budget="1 step",
+        settings=Settings(learning_rate=1e-9),
+        data=tmp_path,
+        folder=tmp_path / "run",
+    )
+    assert result.artefact is not None
+    kept = load_file(Path(result.artefact) / "delta.safetensors")
+    (bias,) = [kept[key] for key in kept if name in key and key.endswith("bias")]
+    assert bias.tolist() == pytest.approx([6.5])
 
 
 def test_a_run_on_a_backbone_in_bf16(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from deltatune import api
 from deltatune.core.errors import ConfigurationError, TargetError
+from deltatune.core.grammar import parse
 from deltatune.testing.case import close, move
 from deltatune.testing.families import FAMILIES
 
@@ -55,6 +56,18 @@ def test_a_head_is_saved_and_stands_on_any_head(tmp_path: Path) -> None:
     torch.nn.init.normal_(other.classifier.weight)  # as it is drawn whenever a backbone is loaded
     api.load(tmp_path / "delta", other)
     assert torch.equal(KIN.logits(other, KIN.batch()), KIN.logits(model, KIN.batch()))
+
+
+def test_a_slot_is_drawn_anew_for_another_head() -> None:
+    delta = api.attach(KIN.build(), "lora + head(labels=1, start=2.5)", slots=2)
+    name = next(name for name in delta.bank.read(0) if name.endswith("bias"))
+    assert delta.bank.read(1)[name].tolist() == [2.5] * 3
+    delta.redraw(1, 7, parse("lora + head(labels=3, start=-1.0)"))
+    assert delta.bank.read(1)[name].tolist() == [-1.0] * 3
+    assert delta.bank.read(0)[name].tolist() == [2.5] * 3
+    assert str(delta.expressions[1]) == "lora + head(labels=3, start=-1.0)"
+    with pytest.raises(ConfigurationError, match="hold one method each of the same shape"):
+        delta.redraw(1, 7, parse("lora(rank=4) + head"))
 
 
 def test_labels_must_fit() -> None:

@@ -152,6 +152,39 @@ def test_the_output_of_an_activation_or_a_norm_is_not_kept(dtype: torch.dtype) -
         )
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    sizes=st.lists(st.tuples(st.booleans(), st.integers(1, 4)), min_size=1, max_size=4),
+    tokens=SIZES,
+    rate=st.sampled_from([0.0, 0.3]),
+)
+def test_groups_of_any_sizes_equal_calls_of_their_own(
+    sizes: list[tuple[bool, int]], tokens: int, rate: float
+) -> None:
+    rows, slots = sum(size for _, size in sizes), sum(used for used, _ in sizes)
+    places = iter(range(slots))
+    runs = tuple((next(places) if used else None, size) for used, size in sizes)
+    x, W = draw(rows, tokens, 4, seed=0), draw(5, 4, seed=1).detach()
+    A, B = draw(slots, 2, 4, seed=2), draw(slots, 3, 2, seed=3)
+
+    def mask() -> Mask | None:
+        return Mask(rate, [((0,), list(range(rows)))]) if rate else None
+
+    def apart() -> Tensor:
+        pieces, read = [], x if (dropped := mask()) is None else dropped.times(x)
+        for (place, size), part in zip(runs, read.split([size for _, size in runs]), strict=True):
+            zeros = part.new_zeros(size, tokens, 3)
+            pieces.append(zeros if place is None else part @ A[place].mT @ B[place].mT)
+        return functional.linear(x, W) + functional.pad(torch.cat(pieces), (1, 1))
+
+    made = linear_with(x, W, None, [Difference(A, B, 1, 4, mask(), runs)])
+    wanted = apart()
+    torch.testing.assert_close(made, wanted)
+    held = (x, A, B) if slots else (x,)
+    found = torch.autograd.grad(made.square().sum(), held)
+    torch.testing.assert_close(found, torch.autograd.grad(wanted.square().sum(), held))
+
+
 def test_hooks_on_what_is_kept_see_the_input() -> None:
     """Checkpoints and tensors that are moved to the host decide themselves."""
     x = functional.gelu(draw(3, 4, seed=0))

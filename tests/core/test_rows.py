@@ -29,10 +29,12 @@ def fast(x: Tensor, y: Tensor, p: dict[str, Tensor]) -> Tensor:
 
 
 @settings(max_examples=120, deadline=None)
-@given(routings, st.sampled_from([(2,), (2, 3)]), st.booleans())
+@given(routings, st.sampled_from([(2,), (2, 3), (40,)]), st.booleans(), st.booleans())
 def test_any_routing_equals_a_loop(
-    slots: list[int | None], inner: tuple[int, ...], slotwise: bool
+    slots: list[int | None], inner: tuple[int, ...], slotwise: bool, grouped: bool
 ) -> None:
+    if grouped:
+        slots.sort(key=lambda slot: SLOTS - 1.5 if slot is None else slot)
     shape = (len(slots), *inner, 4)
     x, y = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)).unbind(0)
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in LEAVES.items()}
@@ -73,3 +75,12 @@ def test_groups_are_seen() -> None:
     assert Rows((1, 1, 1)).uniform == 1 and Rows((None, None)).empty
     assert Rows((2, 2, 0, 0)).equal == (2, 0)
     assert Rows((0, 1, 0, 1)).equal is Rows((0, None)).equal is Rows((0, 0, 1)).equal is None
+
+
+def test_groups_that_follow_each_other_are_computed_apart_where_it_pays() -> None:
+    rows = Rows((2, 2, 2, None, 0))
+    assert rows.runs == ((0, 3), (None, 1), (1, 1))
+    assert Rows((2, 0, 2)).runs is None
+    assert rows.apart(torch.zeros(5, 20, 4)) == rows.runs
+    assert rows.apart(torch.zeros(5, 1, 4)) is None
+    assert Rows((2, 0, 2)).apart(torch.zeros(3, 400, 4)) is None

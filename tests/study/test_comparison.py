@@ -51,6 +51,27 @@ def test_every_arm_is_searched_equally_and_seeds_follow(summary: Summary) -> Non
     assert all(not choice.at_edge for choice in summary.choices.values())
 
 
+def test_rates_are_searched_on_some_of_the_tasks() -> None:
+    found = compare(MemoryStore(), search_tasks=("emotion",))
+    assert {cell.task for cell, _ in found.searched} == {"emotion"}
+    assert len(found.searched) == 3 * 3 and len(found.final) == 3 * 2 * len(TASKS)
+    assert {cell.learning_rate for cell, _ in found.final} == {1e-3}
+    assert "Learning rates were chosen on emotion." in as_data(found)["remarks"]
+    assert "the best on validation of emotion" in render_page(found)
+    with pytest.raises(UnknownNameError, match=r"emotoin.*emotion"):
+        Comparison(
+            backbones=("a",), tasks=("emotion",), methods=("lora",), search_tasks=("emotoin",)
+        )
+    with pytest.raises(ConfigurationError, match="Leave search_tasks out"):
+        Comparison(
+            backbones=("a",),
+            tasks=("emotion",),
+            methods=("lora",),
+            search_tasks=("emotion",),
+            per="task",
+        )
+
+
 def test_nothing_is_run_twice() -> None:
     store, calls = MemoryStore(), []
 

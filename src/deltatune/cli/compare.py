@@ -56,6 +56,10 @@ def compare(
             metavar="LIST",
         ),
     ] = None,
+    search_tasks: Annotated[
+        str | None,
+        typer.Option(help="Try the rates on these of the tasks alone.", metavar="LIST"),
+    ] = None,
     extend: Annotated[
         int | None, typer.Option(help="Add up to so many rates while the best is at an edge.")
     ] = None,
@@ -134,6 +138,9 @@ def comparison_of(values: dict[str, Any]) -> Comparison:
         "backbones": _listed(values.pop("backbone"), lambda text: text.split(",")),
         "tasks": _listed(values.pop("tasks"), lambda text: text.split(",")),
         "methods": _listed(values.pop("methods"), split_methods),
+        "search_tasks": _listed(
+            values.pop("search_tasks", None) or [], lambda text: text.split(",")
+        ),
         **({} if rates is None else {"grid": Grid.parse(",".join(_listed(rates, str.split)))}),
     }
     return Comparison(**{**values, **fields})
@@ -171,11 +178,12 @@ def _show_plan(comparison: Comparison, as_json: bool) -> None:
     from deltatune.study.comparison import preset
 
     rates = {method: comparison.grid.rates(preset(method)) for method in comparison.methods}
-    places = len(comparison.arms) * len(comparison.tasks)
+    arms, tasks = len(comparison.arms), len(comparison.tasks)
+    looked_at = len(comparison.search_tasks) or tasks
     grid = len(comparison.grid.values)
-    selection = min(comparison.selection_seeds, comparison.seeds)
-    searched = places * grid * selection if grid > 1 else 0
-    final = places * (comparison.seeds - (selection if grid > 1 else 0))
+    selection = min(comparison.selection_seeds, comparison.seeds) if grid > 1 else 0
+    searched = arms * looked_at * grid * selection
+    final = arms * (tasks * comparison.seeds - looked_at * selection)
     if as_json:
         counts = {"search": searched, "final": final}
         print_json({"cells": counts, "learning_rates": rates, **comparison.model_dump(mode="json")})

@@ -179,7 +179,9 @@ class Chain:
             or any(one.requires_grad for one in dense if isinstance(one, Tensor))  # by hand
             or torch.is_autocast_enabled(x.device.type)
             or followed()
-            or any(one.uniform is None and one.equal is None for one in rows)
+            or any(
+                one.uniform is None and one.equal is None and one.apart(x) is None for one in rows
+            )
         ):
             return None
         pairs = zip(low_rank, rows, strict=True)

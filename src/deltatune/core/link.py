@@ -87,13 +87,14 @@ class Link:
         return {name: leaf[place] for name, leaf in self.stacked(torch.float32).items()}
 
     def difference(self, rows: Rows, dtype: torch.dtype) -> Difference:
-        """What a method with factors adds, for rows of one slot or equal groups of slots."""
+        """What a method with factors adds, for rows of one slot or whole groups of slots."""
         leaves = self.stacked(dtype)
         if rows.uniform is not None:
             leaves = {name: leaf[0] for name, leaf in leaves.items()}
         A, B = self.method.factors(leaves)
         start, stop = self.site.rows or (0, B.shape[-2])
-        return Difference(A, B, start, stop, self.mask(rows))
+        runs = None if rows.uniform is not None or rows.equal is not None else rows.runs
+        return Difference(A, B, start, stop, self.mask(rows), runs)
 
     def rows(self, size: int) -> Rows:
         """The slot of each of `size` rows.

@@ -11,7 +11,7 @@ where it is kept quantised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from deltatune.core.dropout import Mask
 from deltatune.core.remade import Remade, remade
+from deltatune.core.rows import Runs
 
 __all__ = ["Difference", "Weight", "followed", "linear_with"]
 
@@ -33,11 +34,11 @@ class Difference:
     """One low-rank difference.
 
     Attributes:
-        A: [rank, inputs], or [slots, rank, inputs] where the rows of a batch are so many equal
-            groups.
+        A: [rank, inputs], or [slots, rank, inputs] where the rows of a batch are groups.
         B: [outputs, rank], or [slots, outputs, rank].
         start, stop: the features of y that it adds to.
         mask: dropout of its input, None for none.
+        runs: the groups, in order; None where they are of one size and each has a slot.
     """
 
     A: Tensor
@@ -45,6 +46,7 @@ class Difference:
     start: int
     stop: int
     mask: Mask | None
+    runs: Runs | None = None
 
 
 def followed() -> bool:
@@ -67,7 +69,7 @@ def linear_with(
         differences: what is added.
     """
     factors = [factor for one in differences for factor in (one.A, one.B)]
-    parts = tuple((one.start, one.stop, one.mask) for one in differences)
+    parts = tuple((one.start, one.stop, one.mask, one.runs) for one in differences)
     again = remade(x) if factors and torch.is_grad_enabled() else None
     y: Tensor = _LinearWith.apply(parts, again, x, W, b, *factors)  # type: ignore[no-untyped-call]
     return y
@@ -76,7 +78,7 @@ def linear_with(
 class _LinearWith(torch.autograd.Function):
     @staticmethod
     def forward(
-        parts: tuple[tuple[int, int, Mask | None], ...],
+        parts: tuple[tuple[int, int, Mask | None, Runs | None], ...],
         again: tuple[Remade, Sequence[Tensor]] | None,
         x: Tensor,
         W: Weight,
@@ -85,9 +87,10 @@ class _LinearWith(torch.autograd.Function):
     ) -> Tensor:
         del again
         y = functional.linear(x, _matrix(W, x), b)
-        for (start, stop, mask), A, B in zip(parts, factors[::2], factors[1::2], strict=True):
-            read = _grouped(x if mask is None else mask.times(x), A)
-            _add_product(_grouped(y, A)[..., start:stop], read @ A.mT, B.mT)
+        for (start, stop, mask, runs), A, B in zip(parts, factors[::2], factors[1::2], strict=True):
+            read = x if mask is None else mask.times(x)
+            for k, of_x, of_y in _groups(runs, A, read, y):
+                _add_product(of_y[..., start:stop], of_x @ A[k].mT, B[k].mT)
         return y
 
     @staticmethod
@@ -107,17 +110,22 @@ class _LinearWith(torch.autograd.Function):
         g = gradients[0].contiguous()
         dx = g @ _matrix(ctx.make or W, g) if ctx.needs_input_grad[2] else None
         found: list[Tensor] = []
-        for (start, stop, mask), A, B in zip(ctx.parts, factors[::2], factors[1::2], strict=True):
-            read = _grouped(x if mask is None else mask.times(x, hold=dx is not None), A)
-            part = _grouped(g, A)[..., start:stop]
-            inner = part @ B
-            found += [inner.mT @ read, part.mT @ (read @ A.mT)]
-            if dx is None:
-                continue
-            if mask is None:
-                _add_product(_grouped(dx, A), inner, A)
-            else:
-                dx = dx.add_(mask.times((inner @ A).view(x.shape)))
+        pairs = zip(ctx.parts, factors[::2], factors[1::2], strict=True)
+        for (start, stop, mask, runs), A, B in pairs:
+            read = x if mask is None else mask.times(x, hold=dx is not None)
+            into = dx if mask is None or dx is None else torch.zeros_like(dx)
+            of_A, of_B = torch.empty_like(A), torch.empty_like(B)
+            found += [of_A, of_B]
+            each = (read, g) if into is None else (read, g, into)
+            for k, of_x, of_g, *of_dx in _groups(runs, A, *each):
+                part = of_g[..., start:stop]
+                inner = part @ B[k]
+                of_A[k] = inner.mT @ of_x
+                of_B[k] = part.mT @ (of_x @ A[k].mT)
+                if of_dx:
+                    _add_product(of_dx[0], inner, A[k])
+            if mask is not None and dx is not None and into is not None:
+                dx = dx.add_(mask.times(into))
         return None, None, dx, None, None, *found
 
 
@@ -125,9 +133,20 @@ def _matrix(W: Weight, like: Tensor) -> Tensor:
     return W if isinstance(W, Tensor) else W(like.dtype)
 
 
-def _grouped(tensor: Tensor, factor: Tensor) -> Tensor:
-    """[tokens, features], or [slots, tokens, features] where the factor has a slot axis."""
-    return tensor.reshape(*factor.shape[:-2], -1, tensor.shape[-1])
+def _groups(runs: Runs | None, factor: Tensor, *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
+    """What is computed by one product: an index of the factors, and views of the tensors.
+
+    They are [tokens, features], or [slots, tokens, features] where groups are of one size.
+    """
+    if runs is None:
+        yield (..., *(one.view(*factor.shape[:-2], -1, one.shape[-1]) for one in tensors))
+        return
+    flat = [one.view(-1, one.shape[-1]) for one in tensors]
+    each = len(flat[0]) // sum(size for _, size in runs)
+    pieces = (torch.split(one, [size * each for _, size in runs]) for one in flat)
+    for (place, _), *parts in zip(runs, *pieces, strict=True):
+        if place is not None:
+            yield (place, *parts)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

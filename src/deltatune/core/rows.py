@@ -1,15 +1,16 @@
 """Rows: which slot each row of a batch uses, and how a face is applied to them.
 
-One slot for all: a plain call. Equal groups in order: `vmap` over the slots. Anything else: `vmap`
-over the rows that have a delta, with gathered leaves. `fast` is never wrapped in `vmap`: it takes a
-slot axis itself.
+One slot for all: a plain call. Equal groups in order: `vmap` over the slots. Groups of any sizes
+in order, of many tokens each: a call for each group. Anything else: `vmap` over the rows that have
+a delta, with gathered leaves. `fast` is never wrapped in `vmap`: it takes a slot axis itself.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,9 +18,16 @@ from torch.func import vmap
 
 from deltatune.core.errors import ConfigurationError
 
-__all__ = ["Rows", "fit", "spread"]
+__all__ = ["Rows", "Runs", "fit", "spread"]
 
 Apply = Callable[..., Tensor]
+#: Groups of rows that follow each other: the place of the slot in `Rows.order`, None for rows
+#: without a delta, and how many rows there are.
+Runs: TypeAlias = tuple[tuple[int | None, int], ...]
+
+# Tokens that a group must have, in the mean, for a call of its own to cost less than leaves
+# gathered for every row (LoRA and adapters, widths 384 and 768, fp32, one core).
+_WORTH_A_CALL = 32
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class Rows:
         equal: the slots in order, if rows form contiguous groups of one size and all have a delta.
         groups: slot to the rows that use it.
         order: the slots that rows use, in order of appearance; leaves come in it.
+        runs: the groups, if each is contiguous.
         narrowed: one row for any number of them, where all are alike; else the rows as they are.
         repeated: how often each row is repeated, to the rows then. Filled by `fit`.
         kept: what a bank has gathered for this order, where no gradients are asked for.
@@ -46,6 +55,7 @@ class Rows:
     equal: tuple[int, ...] | None = field(init=False, compare=False, repr=False)
     groups: dict[int | None, list[int]] = field(init=False, compare=False, repr=False)
     order: tuple[int, ...] = field(init=False, compare=False, repr=False)
+    runs: Runs | None = field(init=False, compare=False, repr=False)
     narrowed: Rows = field(init=False, compare=False, repr=False)
     repeated: dict[int, Rows] = field(init=False, compare=False, repr=False)
     kept: dict[Any, Any] = field(init=False, compare=False, repr=False)
@@ -59,18 +69,35 @@ class Rows:
         for row, slot in enumerate(self.slots):
             groups.setdefault(slot, []).append(row)
         alike = len(groups) == 1
+        order = tuple(slot for slot in groups if slot is not None)
         found = {
             "uniform": self.slots[0] if alike else None,
             "empty": alike and self.slots[0] is None,
             "equal": _equal(self.slots, groups),
             "groups": groups,
-            "order": tuple(slot for slot in groups if slot is not None),
+            "order": order,
+            "runs": _runs(self.slots, order),
             "narrowed": Rows(self.slots[:1]) if alike and len(self.slots) > 1 else self,
             "repeated": {},
             "kept": {},
         }
         for name, value in found.items():
             object.__setattr__(self, name, value)
+
+    def apart(self, x: Tensor) -> Runs | None:
+        """The groups of [rows, ..., features], if it pays to compute each by itself."""
+        tokens = x.numel() // x.shape[-1]
+        worth = tokens >= _WORTH_A_CALL * len(self.groups)
+        return self.runs if worth else None
+
+
+def _runs(slots: tuple[int | None, ...], order: tuple[int, ...]) -> Runs | None:
+    """See `Rows.runs`."""
+    found = [(slot, len(list(rows))) for slot, rows in itertools.groupby(slots)]
+    place = {slot: number for number, slot in enumerate(order)}
+    if len(found) > len({slot for slot, _ in found}):
+        return None
+    return tuple((None if slot is None else place[slot], size) for slot, size in found)
 
 
 def _equal(
@@ -124,6 +151,8 @@ def spread(
         groups, size = len(rows.equal), len(rows.slots) // len(rows.equal)
         parts = (x.reshape(groups, size, *x.shape[1:]), y.reshape(groups, size, *y.shape[1:]))
         return apply(*parts, leaves).flatten(0, 1)
+    if (runs := rows.apart(y)) is not None:
+        return _by_run(face, runs, x, y, leaves)
     with_delta = [row for row, slot in enumerate(rows.slots) if slot is not None]
     place = {slot: number for number, slot in enumerate(rows.order)}
     places = [place[slot] for slot in rows.slots if slot is not None]
@@ -132,6 +161,20 @@ def spread(
     index = torch.tensor(with_delta, device=y.device)
     new = apply(x[index], y[index], held)
     return y.index_copy(0, index, new.to(y.dtype))
+
+
+def _by_run(face: Apply, runs: Runs, x: Tensor, y: Tensor, leaves: Mapping[str, Tensor]) -> Tensor:
+    sizes = [size for _, size in runs]
+    own = {name: leaf.unbind(0) for name, leaf in leaves.items()}
+    parts = zip(runs, torch.split(x, sizes), torch.split(y, sizes), strict=True)
+    return torch.cat(
+        [
+            of_y
+            if place is None
+            else face(of_x, of_y, {name: leaf[place] for name, leaf in own.items()}).to(y.dtype)
+            for (place, _), of_x, of_y in parts
+        ]
+    )
 
 
 def _batched(face: Apply) -> Apply:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from deltatune.core.errors import ConfigurationError
+from deltatune.core.errors import ConfigurationError, UnknownNameError
 from deltatune.core.grammar import parse
 from deltatune.study.cell import Arm, Cell, CellResult, Strict
 from deltatune.study.runner import Execute, Outcome, Together, Watch, run
@@ -39,6 +39,7 @@ class Comparison(Strict):
         settings: of every cell; the learning rate is set for each arm.
         grid: the learning rates that every arm tries, with `selection_seeds` seeds.
         selection_seeds: seeds that the choice of the learning rate is made with.
+        search_tasks: where the learning rates are tried; all tasks if there is none.
         extend: how many values may be added to an arm's grid while its best value is at an edge.
         per: whether an arm has one rate for all tasks ("arm") or one for each ("task").
         protocol: the rule by which rows are split.
@@ -54,6 +55,7 @@ class Comparison(Strict):
     settings: Settings = Settings()
     grid: Grid = Grid()
     selection_seeds: Annotated[int, Field(ge=1)] = 1
+    search_tasks: tuple[str, ...] = ()
     extend: Annotated[int, Field(ge=0)] = 0
     per: Literal["arm", "task"] = "arm"
     protocol: str = "clean"
@@ -69,13 +71,25 @@ class Comparison(Strict):
     def _canonical(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(parse(value)) for value in values)
 
-    @field_validator("backbones", "tasks", "methods")
+    @field_validator("backbones", "tasks", "methods", "search_tasks")
     @classmethod
     def _distinct(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         repeated = sorted({value for value in values if values.count(value) > 1})
         if repeated:
             raise ConfigurationError(f"{', '.join(repeated)} stands twice. Name each once.")
         return values
+
+    @model_validator(mode="after")
+    def _searchable(self) -> Self:
+        for task in self.search_tasks:
+            if task not in self.tasks:
+                raise UnknownNameError("task to search on", task, self.tasks)
+        if self.search_tasks and self.per == "task":
+            raise ConfigurationError(
+                "A rate for each task is searched on each of them. Leave search_tasks out, or "
+                "choose one rate for each arm with per='arm'."
+            )
+        return self
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -121,8 +135,9 @@ def run_comparison(
 ) -> Outcome:
     """Runs a comparison, or what is left of it.
 
-    First every value of the grids with the seeds of the selection, then the chosen ones with all
-    seeds. Of an arm none of whose values ran to its end on every task, the first value is shown.
+    First every value of the grids with the seeds of the selection, on the tasks to search on, then
+    the chosen ones with all seeds on all tasks. Of an arm none of whose values ran to its end on
+    every task searched, the first value is shown.
 
     Args:
         comparison: what is compared.
@@ -170,7 +185,8 @@ class _Search:
     def try_grids(self) -> None:
         """Runs what is new of the grids."""
         seeds = range(min(self.comparison.selection_seeds, self.comparison.seeds))
-        cells = {cell.id: cell for cell in self._cells(self._rates, seeds)}
+        tasks = self.comparison.search_tasks or self.comparison.tasks
+        cells = {cell.id: cell for cell in self._cells(self._rates, seeds, tasks)}
         self._keep_note(searched=list(cells), final=[])
         new = [cell for cell in cells.values() if cell.id not in self._searched]
         outcome = self._carry_out(new)
@@ -196,12 +212,14 @@ class _Search:
         for group, rates in self._rates.items():
             rate = self.choice(group).rate
             chosen[group] = [rates[0] if rate is None else rate]
-        cells = list(self._cells(chosen, range(self.comparison.seeds)))
+        cells = list(self._cells(chosen, range(self.comparison.seeds), self.comparison.tasks))
         self._keep_note(searched=list(self._searched), final=[cell.id for cell in cells])
         return self._carry_out(cells)
 
-    def _cells(self, rates: Mapping[Group, Sequence[float]], seeds: range) -> Iterator[Cell]:
-        for task in self.comparison.tasks:
+    def _cells(
+        self, rates: Mapping[Group, Sequence[float]], seeds: range, tasks: Sequence[str]
+    ) -> Iterator[Cell]:
+        for task in tasks:
             for group, values in rates.items():
                 if task in group.tasks:
                     for rate, seed in itertools.product(values, seeds):

@@ -82,7 +82,9 @@ def _rates_in_words(summary: Summary) -> str:
     sizes = {len(choice.means) for choice in summary.choices.values()}
     if sizes:
         found = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
-        return f"{found} values for each arm, the best on validation ({grid})"
+        where = ", ".join(summary.comparison.search_tasks)
+        on = f" of {where}" if where else ""
+        return f"{found} values for each arm, the best on validation{on} ({grid})"
     if not grid.relative:
         return f"{grid} for every arm"
     return "the preset of each method" + ("" if grid.values == (1.0,) else f", {grid}")

@@ -116,6 +116,8 @@ def remarks(summary: Summary) -> list[str]:
         f" {comparison.seeds} seed{'s' if comparison.seeds > 1 else ''}."
         + (" ± is the sample standard deviation over the seeds." if comparison.seeds > 1 else "")
     ]
+    if comparison.search_tasks:
+        said.append(f"Learning rates were chosen on {', '.join(comparison.search_tasks)}.")
     if summary.pending:
         said.append(f"Not complete: {summary.pending} cells are still to be run.")
     for group, choice in summary.choices.items():
