@@ -24,6 +24,7 @@ from deltatune.study.comparison import Comparison
 from deltatune.study.select import Grid
 from deltatune.training import memory
 from deltatune.training.settings import Settings
+from deltatune.training.trunk_cache import TrunkCache
 
 FEW = {"train_rows": 40, "validation_rows": 8, "test_rows": 8}
 
@@ -94,6 +95,29 @@ def test_no_run_at_once_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="from 1 on; found 0"):
         api.compare(wanted, tmp_path / "none", together=0)
     assert not (tmp_path / "none").exists()
+
+
+def test_cells_share_a_trunk_cache() -> None:
+    cache = TrunkCache()
+    method = "lora(rank=2, at='decoder.block[-1].attention.q')"
+    cells = [cell(method, rate).model_copy(update={"budget": "20 steps"}) for rate in (1e-3, 3e-3)]
+    plain = api.train_many([*cells, cell("full", 1e-4)])
+    cached = api.train_many([*cells, cell("full", 1e-4)], trunk_cache=cache)
+    assert cache.served > cache.computed > 0
+    for one, other in zip(plain, cached, strict=True):
+        assert isinstance(one, CellResult) and isinstance(other, CellResult)
+        assert one.scores == other.scores
+
+
+def test_a_cell_that_cannot_begin_leaves_the_others_alone() -> None:
+    wrong = cell("lora(rank=2, at='nowhere')", 1e-3)
+    missing = cell("lora(rank=2)", 1e-3).model_copy(update={"task": "glue_cola"})
+    found = api.train_many(
+        [wrong, cell("lora(rank=2)", 1e-3), missing, cell("lora(rank=2)", 3e-3)], data="/nowhere"
+    )
+    assert [type(one).__name__ for one in found] == [
+        "TargetError", "CellResult", "DataError", "CellResult",
+    ]  # fmt: skip
 
 
 def test_a_comparison_may_train_several_cells_at_once(tmp_path: Path) -> None:

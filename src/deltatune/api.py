@@ -28,6 +28,7 @@ from deltatune.study.store import JournalStore
 from deltatune.study.summary import Summary, summarise
 from deltatune.training.progress import Progress
 from deltatune.training.settings import Settings
+from deltatune.training.trunk_cache import TrunkCache
 
 __all__ = [
     "attach",
@@ -164,6 +165,7 @@ def train(
     options: Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
     progress: Progress | None = None,
+    trunk_cache: TrunkCache | None = None,
 ) -> CellResult:
     """Trains a method on a task and scores it; the delta is kept in `folder`/delta.
 
@@ -181,6 +183,7 @@ def train(
             `quantise`.
         folder: of the run, which goes on from there if it was interrupted.
         progress: what shows the run.
+        trunk_cache: keeps what the frozen blocks below the delta give, where that pays.
 
     Returns:
         Scores, counts, times and the place of the delta.
@@ -199,7 +202,11 @@ def train(
         options=dict(options or {}),
     )
     return execute(
-        cell, data=data, folder=None if folder is None else Path(folder), progress=progress
+        cell,
+        data=data,
+        folder=None if folder is None else Path(folder),
+        progress=progress,
+        trunk_cache=trunk_cache,
     )
 
 
@@ -211,6 +218,7 @@ def train_many(
     data: str | Path | None = None,
     folder: str | Path | None = None,
     progress: Progress | None = None,
+    trunk_cache: TrunkCache | None = None,
 ) -> list[CellResult | DeltatuneError]:
     """Trains and scores many runs; those of one backbone and method share one frozen base.
 
@@ -224,7 +232,7 @@ def train_many(
         tokens: how many input tokens, with padding, one pass of the base may have.
         data: see `train`.
         folder: holds a folder for each cell, named by its id; interrupted runs go on from there.
-        progress: see `train`.
+        progress, trunk_cache: see `train`.
 
     Returns:
         What became of each cell, in the order given.
@@ -242,17 +250,18 @@ def train_many(
     def told(cell: Cell, outcome: CellResult | DeltatuneError) -> None:
         found[cell.id] = outcome
 
+    shared: dict[str, Any] = {"data": data, "progress": progress, "trunk_cache": trunk_cache}
     groups: dict[str, list[Cell]] = {}
     for cell in {cell.id: cell for cell in cells}.values():
         groups.setdefault(execution.shared_base(cell) or cell.id, []).append(cell)
     for group in groups.values():
         if len(group) > 1:
             execution.execute_together(
-                group, told, slots=slots, tokens=tokens, data=data, folder=place, progress=progress
+                group, told, slots=slots, tokens=tokens, folder=place, **shared
             )
             continue
         try:
-            told(group[0], execution.execute(group[0], data=data, folder=place(group[0])))
+            told(group[0], execution.execute(group[0], folder=place(group[0]), **shared))
         except DeltatuneError as error:
             told(group[0], error)
     return [found[cell.id] for cell in cells]
@@ -308,6 +317,7 @@ def compare(
     *,
     data: str | Path | None = None,
     together: int = 1,
+    trunk_cache: TrunkCache | None = None,
     watch: Watch | None = None,
 ) -> Summary:
     """Runs a comparison, or what is left of it, and returns what it shows.
@@ -319,6 +329,7 @@ def compare(
         together: so many cells of one arm are trained at once over one base. Their scores are those
             that each would have alone, up to the order of sums; their times are shares of what all
             took, and their memory is not measured.
+        trunk_cache: see `train`; in memory, it serves one cell after the other.
         watch: told of every cell.
 
     Raises:
@@ -336,12 +347,14 @@ def compare(
         return root / "cells" / cell.id
 
     def execute(cell: Cell) -> CellResult:
-        return execution.execute(cell, data=data, folder=place(cell))
+        return execution.execute(cell, data=data, folder=place(cell), trunk_cache=trunk_cache)
 
     def execute_together(
         cells: Sequence[Cell], told: Callable[[Cell, CellResult | Exception], None]
     ) -> None:
-        execution.execute_together(cells, told, slots=together, data=data, folder=place)
+        execution.execute_together(
+            cells, told, slots=together, data=data, folder=place, trunk_cache=trunk_cache
+        )
 
     def describe(backbone: str, task: str) -> dict[str, Any]:
         return described(backbone, task, protocol=comparison.protocol, data=data)

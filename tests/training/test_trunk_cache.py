@@ -127,11 +127,14 @@ def test_losses_are_the_same_however_rows_are_padded(
     same(*results)
 
 
-def test_runs_that_share_data_share_what_is_kept() -> None:
-    rows = rows_for("bert", 0)
+@pytest.mark.parametrize(
+    ("family", "method"), [("bert", TOP), ("t5", "last_layer"), ("t5", "lora(at='decoder.block')")]
+)
+def test_runs_that_share_data_share_what_is_kept(family: str, method: str) -> None:
+    rows = rows_for(family, 0)
 
     def together(cache: TrunkCache | None) -> list[Any]:
-        bank = api.attach(FAMILIES["bert"].build(), TOP, slots=3, seed=[0, 1, 2])
+        bank = api.attach(FAMILIES[family].build(), method, slots=3, seed=[0, 1, 2])
         settings = [quick(base_dropout=False, seed=seed) for seed in range(3)]
         jobs = [Job(rows, one, Epochs(2)) for one in settings]
         return fit_many(bank, jobs, collate, trunk_cache=cache)
@@ -142,8 +145,13 @@ def test_runs_that_share_data_share_what_is_kept() -> None:
         assert max(abs(a - b) for a, b in zip(one.losses, other.losses, strict=True)) < 1e-5
     assert cache.computed == len(rows)
     assert cache.served == 5 * len(rows)
+
+
+def test_another_method_on_the_same_trunk_computes_nothing() -> None:
+    rows, cache = rows_for("bert", 0), TrunkCache()
+    trained(a_run(), rows, cache)
     trained(a_run(method="bitfit(at='block[1]')"), rows, cache, budget=Epochs(1))
-    assert cache.computed == len(rows)  # another method on the same trunk
+    assert cache.computed == len(rows)
 
 
 def test_a_full_cache_keeps_what_it_has() -> None:

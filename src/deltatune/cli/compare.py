@@ -20,10 +20,12 @@ from deltatune.cli.options import (
     Rows,
     Set,
     Steps,
+    Trunk,
     budget_of,
     gather,
     nested,
     requested,
+    trunk_cache_of,
 )
 from deltatune.cli.output import print_json, resumable, show, warn
 
@@ -75,6 +77,7 @@ def compare(
             " is then shared, and memory is not measured."
         ),
     ] = None,
+    trunk_cache: Trunk = None,
     protocol: Protocol = None,
     data: Data = None,
     train_rows: Rows = None,
@@ -101,6 +104,7 @@ def compare(
     folder, source = Path(values.pop("out")), values.pop("data", None)
     wanted = values.pop("together", None)
     together = 1 if wanted is None else int(wanted)
+    cache = trunk_cache_of(values)
 
     from deltatune import api
     from deltatune.cli.progress import choose_watch
@@ -113,7 +117,12 @@ def compare(
     else:
         with resumable(), choose_watch() as watch:
             summary = api.compare(
-                comparison_of(values), folder, data=source, together=together, watch=watch
+                comparison_of(values),
+                folder,
+                data=source,
+                together=together,
+                trunk_cache=cache,
+                watch=watch,
             )
     _show(summary, folder, as_json)
     if summary.failures:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 
-__all__ = ["budget_of", "gather", "nested", "requested"]
+if TYPE_CHECKING:
+    from deltatune.training.trunk_cache import TrunkCache
+
+__all__ = ["budget_of", "gather", "nested", "requested", "trunk_cache_of"]
 
 Backbone: TypeAlias = Annotated[
     str | None,
@@ -43,12 +46,27 @@ Set: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--set", help="A value over the file's: settings.warmup_steps=50.", metavar="K=V"),
 ]
+Trunk: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        "--trunk-cache",
+        help="Memory in GiB for what the frozen blocks below a delta give, where that pays.",
+    ),
+]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 DryRun: TypeAlias = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done; do nothing.")
 ]
 
 _NESTED = ("settings", "options")
+
+
+def trunk_cache_of(values: dict[str, Any]) -> TrunkCache | None:
+    """Takes the size of a trunk cache, in GiB, from the values of a command."""
+    from deltatune.training.trunk_cache import TrunkCache
+
+    size = values.pop("trunk_cache", None)
+    return None if size is None else TrunkCache(int(float(size) * (1 << 30)))
 
 
 def gather(

@@ -21,10 +21,12 @@ from deltatune.cli.options import (
     Rows,
     Set,
     Steps,
+    Trunk,
     budget_of,
     gather,
     nested,
     requested,
+    trunk_cache_of,
 )
 from deltatune.cli.output import print_json, resumable, show
 
@@ -46,6 +48,7 @@ def train(
     ] = None,
     batch_size: BatchSize = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
+    trunk_cache: Trunk = None,
     protocol: Protocol = None,
     data: Data = None,
     train_rows: Rows = None,
@@ -61,6 +64,7 @@ def train(
 ) -> None:
     """Train a delta on a task, score it, and save it."""
     values = gather(config, changes, requested(context), needed=("backbone", "task", "method"))
+    cache = trunk_cache_of(values)
     request = request_of(values)
 
     from deltatune import api
@@ -78,7 +82,7 @@ def train(
         return
     progress = SilentProgress() if as_json else choose_progress()
     with resumable():
-        result = api.train(**request, progress=progress)
+        result = api.train(**request, progress=progress, trunk_cache=cache)
     if as_json:
         print_json(result.model_dump(mode="json"))
     else:

@@ -58,6 +58,11 @@ class Expression:
             )
         )
 
+    @property
+    def in_place(self) -> bool:
+        """Whether it trains the backbone itself."""
+        return any(method.in_place for method in self.methods)
+
     def without_slot_fields(self) -> Expression:
         """The same with what may differ between the slots of one bank at its default."""
         return Expression(tuple(map(_without_slot_fields, self.methods)))

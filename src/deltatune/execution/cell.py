@@ -26,6 +26,7 @@ from deltatune.training.loop import fit
 from deltatune.training.many import Job, Outcome, fit_many
 from deltatune.training.memory import VALUES_AND_TRAINING, largest_count
 from deltatune.training.progress import Progress
+from deltatune.training.trunk_cache import TrunkCache
 
 __all__ = ["Told", "attached", "execute", "execute_together", "shared_base"]
 
@@ -38,6 +39,7 @@ def execute(
     data: str | Path | None = None,
     folder: Path | None = None,
     progress: Progress | None = None,
+    trunk_cache: TrunkCache | None = None,
 ) -> CellResult:
     """Carries out a cell.
 
@@ -47,6 +49,7 @@ def execute(
         folder: keeps `run/`, from which an interrupted cell goes on, and `delta/`, the artefact;
             None keeps nothing.
         progress: what shows the training.
+        trunk_cache: see `fit`; a control, below which nothing is frozen, goes without.
 
     Raises:
         DeltatuneError: whatever is wrong with names, rows, settings or the run itself.
@@ -66,6 +69,7 @@ def execute(
             metric=ready.task.metric,
             folder=ready.run_folder,
             progress=progress,
+            trunk_cache=None if ready.expression.in_place else trunk_cache,
         )
         memory = result.peak_device_memory or result.peak_memory
         return ready.finish(delta, result, seconds=time.perf_counter() - started, memory=memory)
@@ -79,7 +83,7 @@ def shared_base(cell: Cell) -> str | None:
     """
     expression = parse(cell.method).at(cell.at)
     alone = cell.settings.base_dropout or cell.settings.tokens_per_pass is not None
-    if alone or any(method.in_place for method in expression):
+    if alone or expression.in_place:
         return None
     kept = cell.options.get("dtype"), cell.options.get("quantise")
     base = cell.backbone, cell.revision, _width(cell.task), *kept
@@ -101,6 +105,7 @@ def execute_together(
     data: str | Path | None = None,
     folder: Callable[[Cell], Path | None] = lambda cell: None,
     progress: Progress | None = None,
+    trunk_cache: TrunkCache | None = None,
 ) -> None:
     """Carries out cells of one `shared_base`, several at once.
 
@@ -109,19 +114,25 @@ def execute_together(
 
     Args:
         cells: what to do.
-        told: called with each cell when it ends.
+        told: called with each cell when it ends, or cannot begin.
         slots: how many at once.
         tokens: see `fit_many`; a longer row raises it.
-        data, progress: see `execute`.
+        data, progress, trunk_cache: see `execute`.
         folder: that of each cell.
 
     Raises:
         ConfigurationError: there is no slot, or so many do not fit into memory.
-        DeltatuneError: see `execute`.
     """
     if slots < 1:
         raise ConfigurationError(f"{slots} runs at once train nothing. Give at least one slot.")
-    ready = [prepare(cell, data=data, folder=folder(cell)) for cell in cells]
+    ready: list[Prepared] = []
+    for cell in cells:
+        try:
+            ready.append(prepare(cell, data=data, folder=folder(cell)))
+        except DeltatuneError as error:
+            told(cell, error)
+    if not ready:
+        return
     model = ready[0].backbone.model
     slots = min(slots, len(ready))
     _check_memory(ready[0], slots)
@@ -131,12 +142,12 @@ def execute_together(
 
         def ended(number: int, slot: int, outcome: Outcome) -> None:
             if isinstance(outcome, DeltatuneError):
-                told(cells[number], outcome)
+                told(ready[number].cell, outcome)
                 return
             seconds = outcome.seconds + ready[number].evaluating
             with delta.route([slot]):
                 told(
-                    cells[number],
+                    ready[number].cell,
                     ready[number].finish(delta, outcome, slot=slot, seconds=seconds, memory=None),
                 )
 
@@ -147,6 +158,7 @@ def execute_together(
             ready[0].collate,
             tokens=max(tokens, longest),
             progress=progress,
+            trunk_cache=trunk_cache,
             ended=ended,
         )
 

@@ -87,8 +87,7 @@ class Prepared:
 
     def begin(self) -> None:
         """Gives the backbone's own new head, which a control trains, the start of other heads."""
-        control = any(method.in_place for method in self.expression)
-        if not control or self.task.kind != "regression":
+        if not self.expression.in_place or self.task.kind != "regression":
             return
         for path in self.backbone.model.__dict__.get(DRAWN, ()):
             bias = getattr(self.backbone.model.get_submodule(path), "bias", None)
@@ -192,8 +191,8 @@ def _with_head(
     expression: Expression, backbone: Backbone, task: Task, splits: Splits
 ) -> Expression:
     """The expression with a head of the task's own, where the form needs one and none is there."""
-    complete = any(method.in_place or method.category == "head" for method in expression)
-    if backbone.form != "encoder" or complete:
+    complete = any(method.category == "head" for method in expression)
+    if backbone.form != "encoder" or complete or expression.in_place:
         return expression
     return expression + f"head(labels={task.head_width}, start={_start(task, splits)})"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,7 +239,11 @@ class _Served:
         part = {name: value[list(chosen)] for name, value in batch.items() if value is not None}
         if longest < rows.tokens:
             part |= {name: part[name][:, :longest] for name in _BY_TOKEN if name in part}
-        states = self.trunk.reach(inner, part).cpu()
+        with ExitStack() as routed:  # below the boundary no delta acts, whatever it is routed to
+            for delta in self.run.delta.host.deltas:
+                if delta.routed is not None:
+                    routed.enter_context(delta.route([None] * len(chosen)))
+            states = self.trunk.reach(inner, part).cpu()
         return [
             one[: rows.lengths[k]] if one.dim() > 1 else one
             for k, one in zip(chosen, states, strict=True)
