@@ -13,7 +13,10 @@ ANY = frozenset({"*"})
 
 # package -> (what it may import of ours, what of others); the standard library is free.
 TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
-    "primitives": (frozenset({"core.errors", "core.leaf"}), frozenset({"torch"})),
+    "primitives": (
+        frozenset({"core.errors", "core.leaf", "core.method", "core.site"}),
+        frozenset({"torch"}),
+    ),
     "core": (
         frozenset(),
         frozenset({"torch", "safetensors", "pydantic", "xxhash", "blake3", "numpy"}),

@@ -66,12 +66,16 @@ def test_the_options_are_these(call: Call) -> None:
         "dry-run",
     }
     expected = {
-        "train": study | rows | request | {"task", "method", "learning-rate", "seed"},
+        "train": study
+        | rows
+        | request
+        | {"task", "method", "learning-rate", "seed", "trunk-cache"},
         "eval": request | {"task", "backbone", "split", "protocol", "data", "rows"},
         "compare": study
         | rows
         | request
-        | {"tasks", "methods", "seeds", "learning-rates", "extend", "per", "report", "together"},
+        | {"tasks", "methods", "seeds", "learning-rates", "search-tasks", "extend", "per"}
+        | {"report", "together", "trunk-cache"},
         "plan": request | {"backbone", "method", "at"},
         "methods": set(),
         "tasks": {"data", "protocol"},

@@ -22,6 +22,7 @@ from deltatune.study.comparison import Comparison, run_comparison
 from deltatune.study.runner import Watch
 from deltatune.study.store import JournalStore
 from deltatune.study.summary import Summary, summarise
+from deltatune.training.trunk_cache import TrunkCache
 
 Call = Callable[..., tuple[int, str, str]]
 TRAIN = ("train", "--backbone", "t5-mini", "--task", "glue_sst2", "--method", "lora(rank=4)")
@@ -63,6 +64,7 @@ def test_train_hands_over_what_was_asked(call: Call, asked: list[dict[str, Any]]
         "seed": 3,
         "options": {"train_rows": 100},
         "folder": Path("runs/x"),
+        "trunk_cache": None,
     }
     assert "trained     43,700 of 11,500,000 (0.38%)" in out
     assert "commonest label alone 50.00" in out and "saved       runs/x" in out
@@ -137,9 +139,12 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
         *,
         data: str | None = None,
         together: int = 1,
+        trunk_cache: TrunkCache | None = None,
         watch: Watch | None = None,
     ) -> Summary:
-        assert together == (8 if "together" in str(folder) else 1)
+        shared = "together" in str(folder)
+        assert together == (8 if shared else 1)
+        assert (trunk_cache and trunk_cache.capacity) == (1 << 29 if shared else None)
         store = JournalStore(folder)
         run_comparison(comparison, counted, store, watch=watch)
         return summarise(store)
@@ -171,7 +176,16 @@ def test_compare_runs_reports_and_resumes(call: Call, verb: list[Cell], tmp_path
 def test_cells_are_run_together_where_it_is_asked(
     call: Call, verb: list[Cell], tmp_path: Path
 ) -> None:
-    words = ("--methods", "bitfit", "--together", "8", "--out", str(tmp_path / "together"))
+    words = (
+        "--methods",
+        "bitfit",
+        "--together",
+        "8",
+        "--trunk-cache",
+        "0.5",
+        "--out",
+        str(tmp_path / "together"),
+    )
     assert call(*COMPARE, *words)[0] == 0 and len(verb) == 2
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from deltatune.testing.compiled_laws import law_compiled
 from deltatune.testing.families import FAMILIES
 from deltatune.testing.methods import Case, Law, laws
 
-METHODS = (
+ARMS = (
     "lora(rank=3)",
     "adapter(bottleneck=4)",
     "pfeiffer(bottleneck=4, up_std=0.0)",
@@ -24,9 +26,47 @@ METHODS = (
     "full",
     "lora(rank=2) + adapter(bottleneck=4) + bitfit + prefix(length=2) + prompt(length=2)",
 )
+# Here on two families each, by turns; `make matrix` holds them on all.
+CATALOGUE = (
+    "adapter_drop(bottleneck=4, dropped=1)",
+    "boft(block=4, depth=2)",
+    "c3a(block=4)",
+    "compacter(bottleneck=4, terms=2)",
+    "compacter_plus_plus(bottleneck=4, terms=2)",
+    "dora(rank=3)",
+    "fourierft(count=20)",
+    "gralora(rank=4)",
+    "hadamard",
+    "hira(rank=3)",
+    "hra(rank=4)",
+    "ia3",
+    "krona",
+    "ln_tuning",
+    "loha(rank=3)",
+    "lokr(rank=1)",
+    "lora_fa(rank=3)",
+    "low_rank_adapter(bottleneck=4)",
+    "miss(rank=3)",
+    "multilora(rank=2)",
+    "oft(block=4)",
+    "phm_adapter(bottleneck=4, terms=2)",
+    "red",
+    "residual_adapter(bottleneck=4)",
+    "road(group=4)",
+    "rslora(rank=3)",
+    "shira(rank=2)",
+    "vera(rank=8)",
+)
+METHODS = ARMS + CATALOGUE
 
 
-CASES = tuple(Case(method, family) for method in METHODS for family in FAMILIES)
+def _by_turns() -> Iterator[Case]:
+    families = itertools.cycle(FAMILIES)
+    for method in CATALOGUE:
+        yield from (Case(method, next(families)) for _ in range(2))
+
+
+CASES = (*(Case(method, family) for method in ARMS for family in FAMILIES), *_by_turns())
 
 
 def named(case: Case) -> str:

@@ -36,29 +36,13 @@ ROWS = list(csv.DictReader(TABLE.read_text(encoding="utf-8").splitlines()))
 
 # Methods of the table that later work brings, or that no method of ours should be.
 EXCLUDED = {
-    "Compacter": "structured bottlenecks come later",
-    "Compacter++": "structured bottlenecks come later",
-    "Low-rank adapter": "structured bottlenecks come later",
-    "PHM adapter": "structured bottlenecks come later",
-    "Hadamard adapter": "scaling methods come later",
-    "(IA)3": "scaling methods come later",
     "Intrinsic SAID": "intrinsic dimension comes later",
     "Intrinsic prompt tuning (stage 2)": "intrinsic dimension comes later",
     "Diff pruning / fixed sparse mask at 0.5%": "masks over single entries come later",
     "Random-subset tuning": "masks over single entries come later",
     "AdaLoRA (initial rank 12)": "relatives of LoRA come later",
-    "BOFT": "relatives of LoRA come later",
-    "C3A": "relatives of LoRA come later",
-    "DoRA": "relatives of LoRA come later",
-    "FourierFT": "relatives of LoRA come later",
-    "LoHa": "relatives of LoRA come later",
-    "LoKr": "relatives of LoRA come later",
-    "MiSS": "relatives of LoRA come later",
-    "OFT": "relatives of LoRA come later",
     "RandLoRA": "relatives of LoRA come later",
-    "RoAd": "relatives of LoRA come later",
     "VB-LoRA": "relatives of LoRA come later",
-    "VeRA": "relatives of LoRA come later",
     "LLaMA-Adapter": "gated prefixes come later",
     "P-tuning v1 (MLP encoder)": "prompt encoders come later",
     "P-tuning v1 (BiLSTM encoder)": "prompt encoders come later",
@@ -108,11 +92,24 @@ GENERIC: dict[tuple[str, str], str] = {
         "BitFit",
         "every existing bias incl. LayerNorm, head excluded",
     ): "bitfit(create=False, at='block.linear | norm')",
-    ("LN-tuning", "every norm weight (and bias), head norm excluded"): "last_layer(at='norm')",
+    ("LN-tuning", "every norm weight (and bias), head norm excluded"): "ln_tuning",
+    ("(IA)3", "K and V outputs of every attention, FFN inner activation"): "ia3",
+    ("(IA)3", "k,v of every attention, FFN inner"): "ia3",
+    (
+        "Compacter",
+        "after self-attention and FFN (no cross)",
+    ): f"compacter(bottleneck={{reduced}}, at={NO_CROSS!r})",
+    ("Compacter++", "after FFN"): "compacter_plus_plus(bottleneck={reduced})",
+    (
+        "Low-rank adapter",
+        "after self-attention and FFN (no cross)",
+    ): f"low_rank_adapter(bottleneck={{reduced}}, at={NO_CROSS!r})",
 }
 BIASES = "bitfit(create=False, at='linear | norm | head')"  # heads included
-NORMS = "last_layer(at='norm')"
+NORMS = "ln_tuning"
 CLASSIFIER = "last_layer(at='head')"
+FIVE = "attention.q | attention.k | attention.v | ffn.up | ffn.down"
+IA3_OF_PEFT = "attention.k | attention.v | attention.output | ffn.down"
 
 # Rows of single publications, each by its number.
 PAPER: dict[str, str] = {
@@ -145,6 +142,10 @@ PAPER: dict[str, str] = {
     "G289": f"adapter(bottleneck=24, at={NO_CROSS!r}) + {NORMS}",
     "G290": f"pfeiffer(bottleneck=24) + {NORMS}",
     "G291": f"adapter(bottleneck=24, at={LATE!r}) + {NORMS}",
+    "G292": f"low_rank_adapter(at={NO_CROSS!r}) + {NORMS}",
+    "G293": f"phm_adapter(terms=12, at={NO_CROSS!r}) + {NORMS}",
+    "G294": f"compacter(at={NO_CROSS!r}) + {NORMS}",
+    "G295": f"compacter_plus_plus + {NORMS}",
     "G296": "prompt(length=100)",
     "G298": "bitfit(at='linear | norm | head')",
     "G299": f"lora(rank=8) + {CLASSIFIER}",
@@ -155,16 +156,49 @@ PAPER: dict[str, str] = {
     "G304": f"prompt(length=20) + {CLASSIFIER}",
     "G305": f"prefix(length=20) + {CLASSIFIER}",
     "G306": f"prefix(length=20) + {CLASSIFIER}",
+    # PEFT scales the input of the attention's output there; the count is that of the output.
+    "G307": f"ia3(at={IA3_OF_PEFT!r}) + {CLASSIFIER}",
+    "G308": f"ia3(at={IA3_OF_PEFT!r}) + {CLASSIFIER}",
     "G312": "prefix(length=200)",
     "G313": "prefix(length=30) + parallel(bottleneck=512)",
-    "G318": "lora(rank=32, at='attention.q | attention.k | attention.v | ffn.up | ffn.down')",
+    "G314": "vera(rank=1024)",
+    "G315": "vera(rank=256)",
+    "G316": "fourierft",
+    "G317": "fourierft",
+    "G318": f"lora(rank=32, at={FIVE!r})",
+    "G319": f"dora(rank=32, at={FIVE!r})",
+    "G320": f"dora(rank=16, at={FIVE!r})",
     "G321": "lora(rank=8, at='block.linear')",
     "G322": "prefix(length=10)",
     "G323": "lora(rank=8)",
     "G324": "pfeiffer(bottleneck=48)",
+    "G327": "hadamard + ln_tuning(at='*.attention.output.LayerNorm')",
+    "G244": f"dora(rank=32, at={FIVE!r})",
+    "G245": "vera(rank=256)",
+    "G246": "loha(rank=8)",
+    "G248": "lokr(rank=8, factor=16)",
+    "G249": "oft(block=32)",
+    "G250": "boft(block=8)",
+    "G252": "miss(rank=64, at='block.linear')",
+    "G253": "c3a(block=256)",
+    "G254": "road",
 }
 # Their number of parameters is printed in round figures only.
 ROUNDED_BASE = {"deberta-v2-xxl (48 x 1536)", "deberta-v3-base (12 x 768 x 3072)"}
+
+
+WIDTHS = {
+    "t5-small": 512,
+    "t5-base": 768,
+    "t5-large": 1024,
+    "t5-v1_1-base": 768,
+    "t5-v1_1-large": 1024,
+    "bert-base": 768,
+    "roberta-base-cls": 768,
+    "roberta-large-mlm": 1024,
+    "gpt2": 768,
+    "llama-7b": 4096,
+}
 
 
 def expression(row: dict[str, str]) -> str | None:
@@ -173,6 +207,7 @@ def expression(row: dict[str, str]) -> str | None:
         return PAPER[row["id"]]
     values = dict(re.findall(r"(\w+)=(\w+)", row["hyperparameters"]))
     values["bias"] = values.get("bias", "True")
+    values["reduced"] = str(WIDTHS.get(row["model"], 0) // 32)
     method, sites = row["method"], row["sites"]
     if method == "Houlsby adapter" and HOUSLBY_SITES.fullmatch(sites):
         return "adapter(bottleneck={m}, bias={bias})".format(**values)
@@ -246,6 +281,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "t5-large": lambda: t5(1024, 4096, 24, 16, gated=False),
     "t5-v1_1-base": lambda: t5(768, 2048, 12, 12, gated=True),
     "t5-v1_1-large": lambda: t5(1024, 2816, 24, 16, gated=True),
+    "t5-v1_1-xxl": lambda: t5(4096, 10240, 24, 64, gated=True),
     "bert-base": lambda: BertModel(BertConfig()),
     "roberta-base-cls": lambda: roberta(RobertaForSequenceClassification, large=False),
     "roberta-large-cls": lambda: roberta(RobertaForSequenceClassification, large=True),

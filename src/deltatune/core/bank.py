@@ -151,10 +151,10 @@ class Bank(nn.Module):
     def stacked(
         self, dtype: torch.dtype, order: tuple[int, ...], kept: dict[Any, Any]
     ) -> dict[str, Tensor]:
-        """The leaves of some slots, [slots, *shape] each, in `dtype`; the fixed ones as they are.
+        """The leaves of some slots, [slots, *shape] each, in `dtype`; indices as they are.
 
         Args:
-            dtype: of the trained leaves.
+            dtype: of the leaves that are no integers.
             order: the slots. The others get no gradient: no optimiser moves them.
             kept: where copies may be kept that are made without gradients, for as long as a batch
                 is routed. They are made anew when torch has counted a change of a slot.
@@ -194,6 +194,7 @@ class Bank(nn.Module):
         whole_order = order == tuple(range(self.count))
         for name, attribute in self.fixed.items():
             fixed = getattr(self, attribute)
+            fixed = fixed.to(dtype) if fixed.is_floating_point() else fixed
             values[name] = fixed if whole_order else fixed[list(order)]
         return values
 

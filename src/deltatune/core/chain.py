@@ -166,10 +166,13 @@ class Chain:
         """The output with all low-rank differences, computed together with the frozen map; None
         where this cannot be done: the map is not a plain one, or rows are mixed.
         """
-        low_rank = [link for link in links if link.method.has_factors()]
+        x = args[0]
+        low_rank = [
+            link for link in links if link.method.has_factors() and not link.rows(x.shape[0]).empty
+        ]
         if not low_rank:
             return None
-        dense, x = storage_of(self.module).dense(self.module), args[0]
+        dense = storage_of(self.module).dense(self.module)
         rows = [link.rows(x.shape[0]) for link in low_rank]
         if (
             dense is None
@@ -253,10 +256,11 @@ class Chain:
                 base[name] = wide(before)
         values: dict[str, Tensor | None] = dict(present)
         first = next(iter(own.values()))
+        dtype = torch.promote_types(first.dtype, torch.float32)
         with torch.autocast(first.device.type, enabled=False):
             for link, slot in zip(links, slots, strict=True):
                 if slot is not None:
-                    values = link.fold(values, base, link.leaves(slot))
+                    values = link.fold(values, base, link.leaves(slot, dtype))
         return own | {
             name: value.to(first.dtype)
             for name, value in values.items()

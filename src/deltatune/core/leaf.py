@@ -18,6 +18,7 @@ from torch import Tensor
 
 __all__ = [
     "Leaf",
+    "constant",
     "draw",
     "fixed",
     "generator",
@@ -25,6 +26,7 @@ __all__ = [
     "key_of",
     "normal",
     "ones",
+    "places",
     "uniform",
     "zeros",
 ]
@@ -87,6 +89,14 @@ class _Constant:
         return torch.full(shape, self.value)
 
 
+@dataclass(frozen=True)
+class _Places:
+    entries: int
+
+    def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+        return torch.randperm(self.entries, generator=random)[: shape[0]]
+
+
 def normal(*shape: int, std: float) -> Leaf:
     """A leaf drawn from N(0, std²)."""
     return Leaf(shape, _Normal(std))
@@ -97,14 +107,19 @@ def uniform(*shape: int, bound: float) -> Leaf:
     return Leaf(shape, _Uniform(bound))
 
 
+def constant(*shape: int, value: float) -> Leaf:
+    """A leaf that begins with one value everywhere."""
+    return Leaf(shape, _Constant(value))
+
+
 def zeros(*shape: int) -> Leaf:
     """A leaf of zeros."""
-    return Leaf(shape, _Constant(0.0))
+    return constant(*shape, value=0.0)
 
 
 def ones(*shape: int) -> Leaf:
     """A leaf of ones."""
-    return Leaf(shape, _Constant(1.0))
+    return constant(*shape, value=1.0)
 
 
 def given(shape: tuple[int, ...], fill: Fill) -> Leaf:
@@ -115,6 +130,11 @@ def given(shape: tuple[int, ...], fill: Fill) -> Leaf:
 def fixed(shape: tuple[int, ...], fill: Fill, dtype: torch.dtype = torch.float32) -> Leaf:
     """A leaf that is stored and never trained: indices, masks."""
     return Leaf(shape, fill, trained=False, dtype=dtype)
+
+
+def places(count: int, entries: int) -> Leaf:
+    """So many different places among the entries of a flattened tensor, drawn once, int64."""
+    return fixed((count,), _Places(entries), torch.int64)
 
 
 def key_of(*parts: object) -> int:

@@ -77,14 +77,20 @@ class Link:
         held = bank.stacked(dtype, rows.order, {} if self.delta.routed is None else rows.kept)
         return {name: held[key] for name, key in self.names.items()}
 
-    def leaves(self, slot: int) -> dict[str, Tensor]:
-        """The leaves of this site for one slot, in fp32; without a graph where no row uses it."""
+    def leaves(self, slot: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """The leaves of this site for one slot; without a graph where no row uses it.
+
+        Args:
+            slot: which.
+            dtype: of the fold: fp32, or fp64 where the base is.
+        """
         order = self.delta.rows.order
         if slot not in order:
             held = self.delta.bank.read(slot)
-            return {name: held[key].detach() for name, key in self.names.items()}
+            values = {name: held[key].detach() for name, key in self.names.items()}
+            return {n: v.to(dtype) if v.is_floating_point() else v for n, v in values.items()}
         place = order.index(slot)
-        return {name: leaf[place] for name, leaf in self.stacked(torch.float32).items()}
+        return {name: leaf[place] for name, leaf in self.stacked(dtype).items()}
 
     def difference(self, rows: Rows, dtype: torch.dtype) -> Difference:
         """What a method with factors adds, for rows of one slot or whole groups of slots."""

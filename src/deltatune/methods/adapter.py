@@ -8,15 +8,11 @@ the norms: add `bitfit(at='norm')`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from deltatune.core.leaf import Leaf
-from deltatune.core.method import Category, Leaves, Method, register
-from deltatune.core.site import Site
+from deltatune.core.method import Leaves, Method, register
 from deltatune.primitives.bottleneck import Bottleneck
 
 
@@ -26,12 +22,6 @@ class Adapter(Bottleneck, Method):
     """A bottleneck behind every sublayer."""
 
     activation: str = "gelu"
-
-    category: ClassVar[Category] = "addition"
-    default_at: ClassVar[str] = "attention | ffn"
-
-    def init(self, site: Site) -> Mapping[str, Leaf]:
-        return self.leaves(site.outputs, site.outputs)
 
     def output(self, x: Tensor, y: Tensor, p: Leaves) -> Tensor:
         return y + self.apply(y, p)

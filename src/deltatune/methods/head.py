@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError, TargetError
-from deltatune.core.leaf import Leaf, fixed, given, normal
+from deltatune.core.leaf import Leaf, constant, fixed, normal
 from deltatune.core.method import Category, Leaves, Method, register
 from deltatune.core.site import Site
 from deltatune.core.storage import storage_of
@@ -60,7 +60,7 @@ class Head(Method):
             )
         return {
             "weight": normal(site.outputs, site.inputs, std=0.02),
-            "bias": given((site.outputs,), _Start(self.start)),
+            "bias": constant(site.outputs, value=self.start),
             "mask": fixed((site.outputs,), _Mask(self.labels)),
         }
 
@@ -75,12 +75,3 @@ class _Mask:
     def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
         del random
         return torch.where(torch.arange(shape[0]) < self.labels, 0.0, _MASKED)
-
-
-@dataclass(frozen=True)
-class _Start:
-    value: float
-
-    def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
-        del random
-        return torch.full(shape, self.value)

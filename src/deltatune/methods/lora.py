@@ -7,44 +7,18 @@ projection each of queries, keys and values has factors of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from deltatune.core.errors import ConfigurationError
-from deltatune.core.leaf import Leaf, uniform, zeros
-from deltatune.core.method import Category, Leaves, Method, register
-from deltatune.core.site import Site
+from deltatune.core.method import Leaves, Method, register
+from deltatune.primitives.low_rank import LowRank
 
 
 @register("lora")
 @dataclass(frozen=True, kw_only=True)
-class LoRA(Method):
-    """A low-rank difference of a weight matrix.
-
-    Attributes:
-        rank: r, the inner dimension of B A.
-        alpha: the difference is scaled by alpha / rank.
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
-
-    category: ClassVar[Category] = "reparameterisation"
-    default_at: ClassVar[str] = "attention.q | attention.v"
-    learning_rate: ClassVar[float] = 1e-3
-
-    def check(self) -> None:
-        if self.rank < 1:
-            raise ConfigurationError(f"lora: rank must be at least 1; it is {self.rank}.")
-
-    def init(self, site: Site) -> Mapping[str, Leaf]:
-        return {
-            "A": uniform(self.rank, site.inputs, bound=site.inputs**-0.5),
-            "B": zeros(site.outputs, self.rank),
-        }
+class LoRA(LowRank, Method):
+    """A low-rank difference of a weight matrix."""
 
     def factors(self, p: Leaves) -> tuple[Tensor, Tensor]:
-        return p["A"], self.alpha / self.rank * p["B"]
+        return p["A"], self.scale * p["B"]

@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from deltatune.core.leaf import Leaf
-from deltatune.core.method import Category, Leaves, Method, register
+from deltatune.core.method import Leaves, Method, register
 from deltatune.core.site import Site
 from deltatune.primitives.bottleneck import Bottleneck
 
@@ -29,7 +29,6 @@ class Parallel(Bottleneck, Method):
 
     scale: float = 4.0
 
-    category: ClassVar[Category] = "addition"
     default_at: ClassVar[str] = "ffn"
 
     def init(self, site: Site) -> Mapping[str, Leaf]:

@@ -7,15 +7,12 @@ the block's norm twice; here the bottleneck reads y itself, as OpenDelta's does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from deltatune.core.leaf import Leaf
-from deltatune.core.method import Category, Leaves, Method, register
-from deltatune.core.site import Site
+from deltatune.core.method import Leaves, Method, register
 from deltatune.primitives.bottleneck import Bottleneck
 
 
@@ -24,11 +21,7 @@ from deltatune.primitives.bottleneck import Bottleneck
 class Pfeiffer(Bottleneck, Method):
     """A bottleneck behind every feed-forward."""
 
-    category: ClassVar[Category] = "addition"
     default_at: ClassVar[str] = "ffn"
-
-    def init(self, site: Site) -> Mapping[str, Leaf]:
-        return self.leaves(site.outputs, site.outputs)
 
     def output(self, x: Tensor, y: Tensor, p: Leaves) -> Tensor:
         return y + self.apply(y, p)

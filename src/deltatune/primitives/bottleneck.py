@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 from deltatune.core.leaf import Leaf, normal, zeros
+from deltatune.core.method import Category
+from deltatune.core.site import Site
 
 __all__ = ["ACTIVATIONS", "Bottleneck"]
 
@@ -45,6 +47,9 @@ class Bottleneck:
     bias: bool = True
     up_std: float = 0.0
 
+    name: ClassVar[str]
+    category: ClassVar[Category] = "addition"
+    default_at: ClassVar[str] = "attention | ffn"
     learning_rate: ClassVar[float] = 1e-3
 
     def check(self) -> None:
@@ -56,6 +61,10 @@ class Bottleneck:
         if self.activation not in ACTIVATIONS:
             raise UnknownNameError("activation", self.activation, ACTIVATIONS)
 
+    def init(self, site: Site) -> Mapping[str, Leaf]:
+        """The leaves of a bottleneck that reads what it is added to."""
+        return self.leaves(site.outputs, site.outputs)
+
     def leaves(self, inputs: int, outputs: int) -> dict[str, Leaf]:
         """D [m, inputs], U [outputs, m] and, with `bias`, c [m] and e [outputs].
 
@@ -63,8 +72,12 @@ class Bottleneck:
         """
         m = self.bottleneck
         up = normal(outputs, m, std=self.up_std) if self.up_std else zeros(outputs, m)
-        biases = {"c": zeros(m), "e": zeros(outputs)} if self.bias else {}
-        return {"D": normal(m, inputs, std=inputs**-0.5), "U": up, **biases}
+        down = normal(m, inputs, std=inputs**-0.5)
+        return {"D": down, "U": up, **self.biases(outputs)}
+
+    def biases(self, outputs: int) -> dict[str, Leaf]:
+        """c [m] and e [outputs], zero; none without `bias`."""
+        return {"c": zeros(self.bottleneck), "e": zeros(outputs)} if self.bias else {}
 
     def apply(self, x: Tensor, p: Mapping[str, Tensor]) -> Tensor:
         """BN(x), [..., outputs], of x [..., inputs]."""

@@ -1,0 +1,36 @@
+"""(IA)³: k' = l_k ⊙ k, v' = l_v ⊙ v, and l_ff ⊙ what the last map of the feed-forward reads.
+
+Liu et al. 2022, arXiv:2205.05638. In weights, l scales the rows of the maps to keys and values and
+the columns of `ffn.down`. The gains start at one. Maps that are named by `at` have their output
+scaled, the last ones of a feed-forward their input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from deltatune.core.leaf import Leaf, ones
+from deltatune.core.method import Category, Leaves, Method, register
+from deltatune.core.site import Site
+
+
+@register("ia3")
+@dataclass(frozen=True, kw_only=True)
+class IA3(Method):
+    """Gains of keys, values and the inner activation."""
+
+    category: ClassVar[Category] = "addition"
+    default_at: ClassVar[str] = "attention.k | attention.v | ffn.down"
+    learning_rate: ClassVar[float] = 3e-3
+
+    def init(self, site: Site) -> Mapping[str, Leaf]:
+        return {"in": ones(site.inputs)} if site.part == "down" else {"out": ones(site.outputs)}
+
+    def weight(self, W: Tensor, b: Tensor | None, p: Leaves) -> tuple[Tensor, Tensor | None]:
+        if "in" in p:
+            return W * p["in"], b
+        return p["out"].unsqueeze(-1) * W, b if b is None else p["out"] * b
