@@ -113,7 +113,7 @@ class _LinearWith(torch.autograd.Function):
         pairs = zip(ctx.parts, factors[::2], factors[1::2], strict=True)
         for (start, stop, mask, runs), A, B in pairs:
             read = x if mask is None else mask.times(x, hold=dx is not None)
-            into = dx if mask is None or dx is None else torch.zeros_like(dx)
+            into = dx if mask is None or dx is None else _room(dx, runs)
             of_A, of_B = torch.empty_like(A), torch.empty_like(B)
             found += [of_A, of_B]
             each = (read, g) if into is None else (read, g, into)
@@ -123,7 +123,7 @@ class _LinearWith(torch.autograd.Function):
                 of_A[k] = inner.mT @ of_x
                 of_B[k] = part.mT @ (of_x @ A[k].mT)
                 if of_dx:
-                    _add_product(of_dx[0], inner, A[k])
+                    _add_product(of_dx[0], inner, A[k], beta=1 if mask is None else 0)
             if mask is not None and dx is not None and into is not None:
                 dx = dx.add_(mask.times(into))
         return None, None, dx, None, None, *found
@@ -139,9 +139,9 @@ def _groups(runs: Runs | None, factor: Tensor, *tensors: Tensor) -> Iterator[tup
     They are [tokens, features], or [slots, tokens, features] where groups are of one size.
     """
     if runs is None:
-        yield (..., *(one.view(*factor.shape[:-2], -1, one.shape[-1]) for one in tensors))
+        yield (..., *(one.reshape(*factor.shape[:-2], -1, one.shape[-1]) for one in tensors))
         return
-    flat = [one.view(-1, one.shape[-1]) for one in tensors]
+    flat = [one.reshape(-1, one.shape[-1]) for one in tensors]
     each = len(flat[0]) // sum(size for _, size in runs)
     pieces = (torch.split(one, [size * each for _, size in runs]) for one in flat)
     for (place, _), *parts in zip(runs, *pieces, strict=True):
@@ -149,9 +149,15 @@ def _groups(runs: Runs | None, factor: Tensor, *tensors: Tensor) -> Iterator[tup
             yield (place, *parts)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Adds left @ right to `total` in place."""
+def _room(like: Tensor, runs: Runs | None) -> Tensor:
+    """A tensor to write all groups into; zero where rows have no delta."""
+    every = runs is None or all(place is not None for place, _ in runs)
+    return torch.empty_like(like) if every else torch.zeros_like(like)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, *, beta: int = 1) -> None:
+    """Adds left @ right to `total` in place; with `beta` 0 whatever was there is gone."""
     if total.dim() == 2:
-        total.addmm_(left, right)
+        total.addmm_(left, right, beta=beta)
     else:
-        total.baddbmm_(left, right)
+        total.baddbmm_(left, right, beta=beta)

@@ -26,8 +26,9 @@ Apply = Callable[..., Tensor]
 Runs: TypeAlias = tuple[tuple[int | None, int], ...]
 
 # Tokens that a group must have, in the mean, for a call of its own to cost less than leaves
-# gathered for every row (LoRA and adapters, widths 384 and 768, fp32, one core).
-_WORTH_A_CALL = 32
+# gathered for every row. LoRA of rank 8 breaks even between 4 and 16, adapters of 64 below 2 (4 and
+# 16 groups, widths 384 and 768, fp32, one core).
+_WORTH_A_CALL = 16
 
 
 @dataclass(frozen=True)
