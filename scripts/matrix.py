@@ -15,6 +15,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from deltatune import api
+from deltatune.core.errors import TargetError
 from deltatune.core.grammar import parse
 from deltatune.study.source import code_version
 from deltatune.testing.families import FAMILIES
@@ -37,6 +39,17 @@ def run(case: Case) -> tuple[int, list[str]]:
             except Exception as error:  # every kind of failure is a cell of the table
                 broken.append(f"{law.__name__}: {str(error).splitlines()[:1]}")
     return len(held) - len(broken), broken
+
+
+def _refusal(case: Case) -> str | None:
+    """Why a family does not take a method; None if it does."""
+    if case.lacks:
+        return case.refusal()
+    try:
+        api.plan(case.model(), case.expression)
+    except TargetError as error:
+        return str(error).split(" Roles here")[0]
+    return None
 
 
 def _traced(method: str) -> bool:
@@ -63,9 +76,9 @@ def main() -> int:
         for family in FAMILIES:
             key = f"{code_version(used)} {_law_version()} {method} {family}"
             case = Case(method, family)
-            if case.lacks:
-                refusals.setdefault(case.refusal(), len(refusals) + 1)
-                table.setdefault(method, {})[family] = f"refused [{refusals[case.refusal()]}]"
+            if (refusal := _refusal(case)) is not None:
+                refusals.setdefault(refusal, len(refusals) + 1)
+                table.setdefault(method, {})[family] = f"refused [{refusals[refusal]}]"
                 continue
             if key not in done:
                 done[key], broken = run(case)

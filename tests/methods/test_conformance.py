@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from deltatune import api
+from deltatune.core.errors import TargetError
 from deltatune.testing.compiled_laws import law_compiled
 from deltatune.testing.families import FAMILIES
 from deltatune.testing.methods import Case, Law, laws
@@ -59,9 +61,11 @@ CATALOGUE = (
 METHODS = CATALOGUE + ARMS
 
 
+# Fused experts have no place of their own for the maps of a feed-forward.
+DENSE = tuple(name for name in FAMILIES if name not in ("mixtral", "gpt_oss"))
 CASES = (
     *itertools.starmap(Case, itertools.product(ARMS, FAMILIES)),
-    *map(Case, CATALOGUE, itertools.cycle(FAMILIES)),
+    *map(Case, CATALOGUE, itertools.cycle(DENSE)),
 )
 
 
@@ -79,6 +83,13 @@ def test_law(case: Case, law: Law, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["lora", "adapter", "bitfit", "prompt", "prefix"])
 def test_one_graph_compiled_before_the_delta_came(method: str, tmp_path: Path) -> None:
     law_compiled(Case(method, "bert"), tmp_path)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+@pytest.mark.parametrize("method", ["ia3", "red"])
+def test_what_acts_at_a_feed_forward_asks_for_one(method: str, family: str) -> None:
+    with pytest.raises(TargetError, match=r"'ffn.down' matches nothing.* Roles here: .*experts"):
+        api.plan(FAMILIES[family].build(), method)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.lacks], ids=named)
