@@ -16,14 +16,10 @@ from deltatune.testing.methods import Case, Law, laws
 ARMS = (
     "lora(rank=3)",
     "adapter(bottleneck=4)",
-    "pfeiffer(bottleneck=4, up_std=0.0)",
-    "parallel(bottleneck=4)",
     "bitfit",
     "last_layer",
-    "selective_module(budget=0.3)",
     "prompt(length=3)",
     "prefix(length=3)",
-    "prefix(length=3, reparameterise=True, middle=8)",
     "full",
     "lora(rank=2) + adapter(bottleneck=4) + bitfit + prefix(length=2) + prompt(length=2)",
 )
@@ -57,6 +53,10 @@ CATALOGUE = (
     "rslora(rank=3)",
     "shira(rank=2)",
     "vera(rank=8)",
+    "pfeiffer(bottleneck=4, up_std=0.0)",
+    "parallel(bottleneck=4)",
+    "selective_module(budget=0.3)",
+    "prefix(length=3, reparameterise=True, middle=8)",
 )
 METHODS = CATALOGUE + ARMS
 
