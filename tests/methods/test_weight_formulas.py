@@ -277,6 +277,8 @@ def test_shira_changes_so_many_entries() -> None:
         ("vera(rank=0)", ConfigurationError, "at least 1"),
         ("miss(rank=0)", ConfigurationError, "at least 1"),
         ("multilora(terms=0)", ConfigurationError, "at least 1"),
+        ("compacter(up_std=0.1)", ConfigurationError, "up_std has no meaning"),
+        ("low_rank_adapter(rank=0)", ConfigurationError, "at least 1"),
         ("adapter_drop(dropped=-1)", ConfigurationError, "0 or more"),
     ],
 )

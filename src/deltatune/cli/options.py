@@ -63,10 +63,12 @@ _NESTED = ("settings", "options")
 
 def trunk_cache_of(values: dict[str, Any]) -> TrunkCache | None:
     """Takes the size of a trunk cache, in GiB, from the values of a command."""
+    size = values.pop("trunk_cache", None)
+    if size is None:
+        return None
     from deltatune.training.trunk_cache import TrunkCache
 
-    size = values.pop("trunk_cache", None)
-    return None if size is None else TrunkCache(int(float(size) * (1 << 30)))
+    return TrunkCache(int(float(size) * (1 << 30)))
 
 
 def gather(

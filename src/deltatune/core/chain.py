@@ -167,13 +167,11 @@ class Chain:
         where this cannot be done: the map is not a plain one, or rows are mixed.
         """
         x = args[0]
-        low_rank = [
-            link for link in links if link.method.has_factors() and not link.rows(x.shape[0]).empty
-        ]
+        low_rank = [(one, one.rows(x.shape[0])) for one in links if one.method.has_factors()]
+        low_rank = [(link, rows) for link, rows in low_rank if not rows.empty]
         if not low_rank:
             return None
         dense = storage_of(self.module).dense(self.module)
-        rows = [link.rows(x.shape[0]) for link in low_rank]
         if (
             dense is None
             or self.previous is not None
@@ -183,12 +181,12 @@ class Chain:
             or torch.is_autocast_enabled(x.device.type)
             or followed()
             or any(
-                one.uniform is None and one.equal is None and one.apart(x) is None for one in rows
+                rows.uniform is None and rows.equal is None and rows.apart(x) is None
+                for _, rows in low_rank
             )
         ):
             return None
-        pairs = zip(low_rank, rows, strict=True)
-        return linear_with(x, *dense, [link.difference(used, x.dtype) for link, used in pairs])
+        return linear_with(x, *dense, [link.difference(used, x.dtype) for link, used in low_rank])
 
     def _per_row(self, links: list[Link], args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments with one entry for each row, where rows go through different slots.

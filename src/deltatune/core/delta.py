@@ -410,7 +410,7 @@ def _check_alike(expressions: Sequence[Expression]) -> None:
 
 
 def _check_alone(model: nn.Module, expressions: Sequence[Expression]) -> None:
-    control = any(method.in_place for expression in expressions for method in expression)
+    control = any(expression.in_place for expression in expressions)
     crowded = len(expressions) > 1 or any(len(expression.methods) > 1 for expression in expressions)
     held = [delta for delta in deltas_of(model) if control or isinstance(delta.bank, InPlaceBank)]
     if (control and crowded) or held:

@@ -96,7 +96,7 @@ def plan(model: nn.Module, expression: Expression) -> Plan:
             shapes = {leaf: part.leaves[full].shape for leaf, full in names.items()}
             count = sum(leaf.count for leaf in new if leaf.trained)
             sites.append(PlannedSite(part.method.name, site.name, site.path, shapes, count))
-    in_place = any(method.in_place for method in expression)
+    in_place = expression.in_place
     held = base_bytes(model)
     memory = Memory(
         base=held,

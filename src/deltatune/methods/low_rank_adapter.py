@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from deltatune.core.errors import ConfigurationError
 from deltatune.core.leaf import Leaf, normal
 from deltatune.core.method import Leaves, Method, register
 from deltatune.core.site import Site
@@ -27,6 +28,11 @@ class LowRankAdapter(Factored, Method):
     """
 
     rank: int = 1
+
+    def check(self) -> None:
+        super().check()
+        if self.rank < 1:
+            raise ConfigurationError(f"{self.name}: rank must be at least 1; it is {self.rank}.")
 
     def init(self, site: Site) -> Mapping[str, Leaf]:
         d, m, r = site.outputs, self.bottleneck, self.rank

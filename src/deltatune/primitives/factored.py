@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from deltatune.core.errors import ConfigurationError
 from deltatune.primitives.bottleneck import Bottleneck
 
 __all__ = ["Factored"]
@@ -23,6 +24,14 @@ class Factored(Bottleneck):
 
     learning_rate: ClassVar[float] = 3e-3
     identity: ClassVar[bool] = False
+
+    def check(self) -> None:
+        """Raises ConfigurationError for `up_std`, which has no map to act on."""
+        super().check()
+        if self.up_std:
+            raise ConfigurationError(
+                f"{self.name} starts as Glorot does, so up_std has no meaning. Leave it out."
+            )
 
     @abc.abstractmethod
     def maps(self, p: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

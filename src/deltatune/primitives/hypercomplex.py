@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deltatune.core.errors import ConfigurationError
 from deltatune.core.leaf import Leaf, normal
 from deltatune.core.site import Site
 from deltatune.primitives.blocks import pieces
@@ -32,6 +33,12 @@ class SharedRule(Factored):
 
     terms: int = 4
     rank: int = 1
+
+    def check(self) -> None:
+        """Raises ConfigurationError for a rank below 1."""
+        super().check()
+        if self.rank < 1:
+            raise ConfigurationError(f"{self.name}: rank must be at least 1; it is {self.rank}.")
 
     def init(self, site: Site) -> Mapping[str, Leaf]:
         """The rule [n, n, n], and s and t of both maps, drawn as Glorot does."""

@@ -59,7 +59,7 @@ class Case:
     @property
     def in_place(self) -> bool:
         """Whether it is a control that trains the backbone itself."""
-        return any(method.in_place for method in self.expression)
+        return self.expression.in_place
 
     @property
     def lacks(self) -> bool:
