@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deltatune.core.policy import Policies
 from deltatune.training import Settings
 
 WORDS, WIDTH, CLASSES = 12, 6, 3
@@ -87,6 +88,12 @@ class StandIn(nn.Module):
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
         for name, parameter in self._trained().items():
             parameter.data.copy_(state[name])
+
+    def penalty(self) -> None:
+        return None
+
+    def policies(self) -> Policies:
+        return Policies(SimpleNamespace(parts=()), ())  # type: ignore[arg-type]
 
     def set_step(self, step: int) -> None:
         self.steps.append(step)

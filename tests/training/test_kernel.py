@@ -23,6 +23,9 @@ CASES = [
     ("bert", "adapter(bottleneck=4)"),
     ("gpt2", "prefix(length=3)"),
     ("gpt2", "full"),
+    ("bert", "adalora(rank=3, final_rank=1, every=2)"),
+    ("bert", "lt_sft(share=0.1)"),
+    ("t5", "diff_pruning(share=0.1, turn=0.5)"),
 ]
 PLAIN = [("t5", "lora(rank=2)"), ("bert", "adapter(bottleneck=4)")]
 

@@ -41,6 +41,7 @@ from deltatune.core.in_place import InPlaceBank
 from deltatune.core.layout import layout
 from deltatune.core.leaf import Leaf
 from deltatune.core.site import originals
+from deltatune.core.sparse import pack, packed_shapes, places_of, unpack
 
 __all__ = [
     "Artefact",
@@ -58,12 +59,18 @@ _JSON, _TENSORS = "delta.json", "delta.safetensors"
 
 
 class TensorEntry(BaseModel):
-    """One stored tensor."""
+    """One stored tensor.
+
+    Attributes:
+        shape, dtype: of the whole tensor.
+        entries: how many of its entries are in the file, where the others are zero; None: all.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     shape: tuple[int, ...]
     dtype: str
+    entries: int | None = None
 
 
 class Artefact(BaseModel):
@@ -178,12 +185,15 @@ def _write(delta: Delta, slot: int, facts: dict[str, Any], part: Path) -> None:
         name: value.cpu().contiguous() for name, value in stored_tensors(delta, slot).items()
     }
     _check_finite(tensors, f"{delta.name} cannot be saved")
-    _write_tensors(tensors, part / _TENSORS)
+    packed, entries = pack(tensors)
+    _write_tensors(packed, part / _TENSORS)
     content = Artefact(
         method=str(Expression(tuple(method.stored() for method in delta.expressions[slot]))),
         backbone=backbone_of(delta),
         tensors={
-            name: TensorEntry(shape=tuple(value.shape), dtype=_name(value.dtype))
+            name: TensorEntry(
+                shape=tuple(value.shape), dtype=_name(value.dtype), entries=entries.get(name)
+            )
             for name, value in tensors.items()
         },
         size=(part / _TENSORS).stat().st_size,
@@ -306,17 +316,22 @@ def read_tensors(folder: Path, artefact: Artefact, leaves: Mapping[str, Leaf]) -
             f"{folder}: {artefact.method} needs {name} of shape {expected.get(name, 'none')}, "
             f"the file lists {listed.get(name, 'none')} ({len(wrong)} such)."
         )
+    counts = {name: entry.entries for name, entry in artefact.tensors.items()}
+    entries = {name: count for name, count in counts.items() if count is not None}
     try:
         with safe_open(folder / _TENSORS, "pt") as file:
             names = file.keys()
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            if shapes != expected:
+            if shapes != packed_shapes(expected, entries):
                 raise ArtefactError(
                     f"{folder / _TENSORS} does not hold the tensors that delta.json lists."
                 )
             tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"{folder / _TENSORS} cannot be read: {error}.") from None
+    for name in entries:
+        places = tensors.pop(places_of(name))
+        tensors[name] = unpack(name, expected[name], tensors[name], places)
     for name, value in tensors.items():
         real = leaves[name].dtype.is_floating_point
         if _name(value.dtype) != artefact.tensors[name].dtype or value.is_floating_point() != real:

@@ -106,6 +106,16 @@ class Bank(nn.Module):
         }
         return values | {name: getattr(self, at)[slot] for name, at in self.fixed.items()}
 
+    def gradients(self, slot: int) -> dict[str, Tensor]:
+        """The gradients of the trained leaves of one slot, as views; zeros before a backward."""
+        row = self.slots[slot]
+        gradient = torch.zeros_like(row) if row.grad is None else row.grad
+        pieces = torch.split(whole(gradient), self.sizes)
+        return {
+            name: piece.view(shape)
+            for (name, shape), piece in zip(self.trained.items(), pieces, strict=True)
+        }
+
     def digest(self, slot: int) -> str:
         """A digest of all that one slot holds."""
         fixed = {name: getattr(self, at)[slot] for name, at in self.fixed.items()}

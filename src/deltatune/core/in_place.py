@@ -58,6 +58,11 @@ class InPlaceBank(nn.Module):
         del slot
         return dict(zip(self.names, self.slots, strict=True))
 
+    def gradients(self, slot: int) -> dict[str, Tensor]:
+        """The gradients by name, where there are any."""
+        held = self.read(slot).items()
+        return {name: value.grad for name, value in held if value.grad is not None}
+
     def digest(self, slot: int) -> str:
         """A digest of all parameters."""
         return digest(self.read(slot))

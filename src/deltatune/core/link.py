@@ -15,6 +15,7 @@ from deltatune.core.bank import Bank
 from deltatune.core.dropout import Mask, drop
 from deltatune.core.low_rank import Difference
 from deltatune.core.method import Leaves, Method
+from deltatune.core.policy import Draws, sampled
 from deltatune.core.rows import Rows, fit
 from deltatune.core.select import Form
 from deltatune.core.site import Site
@@ -31,6 +32,7 @@ class Link:
     """One method of one delta at one site.
 
     Attributes:
+        part: the prefix of its leaves; see `layout`.
         names: the method's leaf names to the bank's.
         forms: of a `select` method, the parameters it tunes at this site.
         entry_input: what the entry module of a span was first called with; None outside of a
@@ -38,6 +40,7 @@ class Link:
     """
 
     delta: Delta
+    part: str
     method: Method
     site: Site
     names: Mapping[str, str]
@@ -75,7 +78,11 @@ class Link:
         if rows.empty:
             return {}
         held = bank.stacked(dtype, rows.order, {} if self.delta.routed is None else rows.kept)
-        return {name: held[key] for name, key in self.names.items()}
+        leaves = {name: held[key] for name, key in self.names.items()}
+        if not (self.method.has_sample() and self.delta.dropping):
+            return leaves
+        draws = [Draws(self.delta.seeds[slot], self.delta.step_of(slot)) for slot in rows.order]
+        return sampled(self.method, self.site, leaves, draws)
 
     def leaves(self, slot: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """The leaves of this site for one slot; without a graph where no row uses it.
@@ -131,7 +138,7 @@ class Link:
         if not self.method.dropout or not delta.dropping or rows.empty:
             return None
         keys = [
-            ((delta.seeds[slot], delta.steps.get(slot, delta.step), self.site.name), members)
+            ((delta.seeds[slot], delta.step_of(slot), self.site.name), members)
             for slot, members in rows.groups.items()
             if slot is not None
         ]

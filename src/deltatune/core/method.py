@@ -14,6 +14,9 @@ artefact, its merge, its routing and its training. A method names no model, devi
 A `weight` face that adds a product of two factors, W' = W + B A, is given by `factors` alone: the
 kernel folds it, adds it to the output, or computes it together with the frozen map.
 
+What a method does in training beside following the gradient (draws, penalties, events) stands in
+`core.policy`.
+
 `fast` may stand beside any other `weight`: a cheaper road to the same result. It sees a slot axis
 or none: leaves are [..., rows, columns] and x is [..., tokens, features]; write products with `.mT`
 and give a vector leaf a token axis with `.unsqueeze(-2)`. The conformance suite holds it to the
@@ -35,6 +38,7 @@ from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.leaf import Leaf
+from deltatune.core.policy import Draws, Held, Moment
 from deltatune.core.registry import Registry
 from deltatune.core.select import Form
 from deltatune.core.site import Site
@@ -129,6 +133,43 @@ class Method(abc.ABC):
         del site, leaf
         return False
 
+    def rate(self, leaf: str) -> float:
+        """By which the learning rate is multiplied for this leaf."""
+        del leaf
+        return 1.0
+
+    def sample(self, site: Site, p: Leaves, draws: Draws) -> Leaves:
+        """The leaves that a forward in training uses, in shapes of their own, from those of one
+        slot. Evaluation uses the leaves as they are.
+        """
+        del site, draws
+        return p
+
+    def penalty(self, sites: Sequence[Leaves]) -> Tensor | None:
+        """What is added to the loss of a step, from the leaves of each site in fp32."""
+        del sites
+        return None
+
+    def remember(self, sites: Sequence[Held]) -> Mapping[str, Tensor]:
+        """The first values of what the events keep from step to step."""
+        del sites
+        return {}
+
+    def on_gradients(
+        self, sites: Sequence[Held], memory: Mapping[str, Tensor], moment: Moment
+    ) -> bool:
+        """The clipped gradients are there; what is changed here in place the optimiser reads.
+
+        Returns whether the optimiser begins anew, without the moments that it has gathered.
+        """
+        del sites, memory, moment
+        return False
+
+    def on_step(  # noqa: B027
+        self, sites: Sequence[Held], memory: Mapping[str, Tensor], moment: Moment
+    ) -> None:
+        """The optimiser has moved the leaves; they, and `memory`, may be changed in place."""
+
     def stored(self) -> Method:
         """The method that an artefact names: itself, or the plain form that `collapse` yields."""
         return self
@@ -173,6 +214,21 @@ class Method(abc.ABC):
     def has_fast(cls) -> bool:
         """Whether the method offers the cheaper road."""
         return cls.fast is not Method.fast or cls.has_factors()
+
+    @classmethod
+    def has_sample(cls) -> bool:
+        """Whether a forward in training draws leaves."""
+        return cls.sample is not Method.sample
+
+    @classmethod
+    def has_penalty(cls) -> bool:
+        """Whether it may add to the loss."""
+        return cls.penalty is not Method.penalty
+
+    @classmethod
+    def has_policy(cls) -> bool:
+        """Whether it acts on the events of a step."""
+        return cls.on_gradients is not Method.on_gradients or cls.on_step is not Method.on_step
 
     @classmethod
     def has_factors(cls) -> bool:

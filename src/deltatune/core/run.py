@@ -6,13 +6,15 @@ trains (a loop, DDP, a trainer) takes a `Run`, whose forward is the model's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from deltatune.core.delta import Delta
 from deltatune.core.errors import StateError
+from deltatune.core.in_place import InPlaceBank
+from deltatune.core.policy import Policies
 
 __all__ = ["Run", "SlotRun"]
 
@@ -69,9 +71,28 @@ class Run(nn.Module):
         in_place = self.delta.bank.count == 1 and len(slots) > 1
         trained = [row for row in slots if row.requires_grad]
         groups = [trained] if in_place else [[row] for row in trained]
-        return [
-            {"params": group, "lr": learning_rate, "weight_decay": weight_decay} for group in groups
-        ]
+        return [self._group(group, learning_rate, weight_decay) for group in groups]
+
+    def _group(
+        self, rows: Sequence[Tensor], learning_rate: float, weight_decay: float
+    ) -> dict[str, Any]:
+        group = {"params": list(rows), "lr": learning_rate, "weight_decay": weight_decay}
+        factors = self.delta.rate_factors()
+        return {**group, "factors": factors} if factors else group
+
+    def trained_slots(self) -> list[int]:
+        """The slots that are not frozen."""
+        if isinstance(self.delta.bank, InPlaceBank):
+            return []
+        return [k for k in range(self.delta.slots) if not self.delta.is_frozen(k)]
+
+    def penalty(self) -> Tensor | None:
+        """What the methods add to the loss of a step; None where they add nothing."""
+        return self.delta.penalty(self.trained_slots())
+
+    def policies(self) -> Policies:
+        """What the methods do on the events of a step, at its beginning."""
+        return Policies(self.delta, self.trained_slots())
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Every leaf of every slot, for a checkpoint."""
@@ -122,8 +143,11 @@ class SlotRun(Run):
         if not self.delta.attached:
             raise StateError(f"{self.delta.name} is not attached: there is nothing to train.")
         row = self.delta.bank.slots[self.slot]
-        group = {"params": [row], "lr": learning_rate, "weight_decay": weight_decay}
-        return [group] if row.requires_grad else []
+        return [self._group([row], learning_rate, weight_decay)] if row.requires_grad else []
+
+    def trained_slots(self) -> list[int]:
+        """Its slot, unless it is frozen."""
+        return [self.slot] if self.slot in super().trained_slots() else []
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Every leaf of its slot, for a checkpoint."""

@@ -24,11 +24,13 @@ from deltatune.core.errors import ArtefactError, StateError
 from deltatune.core.grammar import Expression
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.leaf import zeros
+from deltatune.core.sparse import places_of, unpack
 
 __all__ = ["swap"]
 
 Content = np.ndarray[Any, np.dtype[np.uint8]]
 _READ = threading.local()
+_ABOUT = "__metadata__"  # of a safetensors header, beside the tensors
 Stamp = tuple[tuple[int, int, int], ...]
 
 
@@ -39,7 +41,7 @@ class _Verified:
     Attributes:
         artefact: its description.
         start: where the tensors begin in their file, in bytes.
-        places: name to offset behind `start`.
+        places: name in the file to offset behind `start`.
         trained: the names of fp32 tensors in the order of the file, where it holds nothing else.
         digest: of a slot that holds it; None until one did.
     """
@@ -110,14 +112,21 @@ def _tensors(held: _Verified, content: Content) -> dict[str, Tensor]:
     """The tensors of a file's content by name, without a copy."""
     values = {}
     for name, entry in held.artefact.tensors.items():
-        flat = torch.frombuffer(
-            content,
-            dtype=getattr(torch, entry.dtype),
-            count=math.prod(entry.shape),
-            offset=held.places[name],
-        )
-        values[name] = flat.view(entry.shape)
+        dtype, count = getattr(torch, entry.dtype), entry.entries
+        size = math.prod(entry.shape) if count is None else count
+        flat = _view(content, dtype, size, held.places[name])
+        if count is None:
+            values[name] = flat.view(entry.shape)
+        else:
+            places = _view(content, torch.int32, count, held.places[places_of(name)])
+            values[name] = unpack(name, entry.shape, flat, places)
     return values
+
+
+def _view(content: Content, dtype: torch.dtype, count: int, offset: int) -> Tensor:
+    if not count:  # torch makes no view of nothing
+        return torch.empty(0, dtype=dtype)
+    return torch.frombuffer(content, dtype=dtype, count=count, offset=offset)
 
 
 def _stamp(folder: Path) -> Stamp:
@@ -142,8 +151,9 @@ def _verified(folder: Path, stamp: Stamp) -> _Verified:
     with files_of(folder)[1].open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
-    places = {name: header[name]["data_offsets"][0] for name in artefact.tensors}
-    plain = all(entry.dtype == "float32" for entry in artefact.tensors.values())
+    places = {name: held["data_offsets"][0] for name, held in header.items() if name != _ABOUT}
+    entries = artefact.tensors.values()
+    plain = all(entry.dtype == "float32" and entry.entries is None for entry in entries)
     trained = sorted(places, key=places.__getitem__) if plain else []
     return _Verified(artefact, 8 + size, places, trained)
 

@@ -250,9 +250,9 @@ def law_checkpointing(case: Case, folder: Path) -> None:
     # Torch's reentrant kind cannot train what several blocks share (DeBERTa's table of distances).
     for reentrant in (None, False) if case.in_place else (None, False, True):
         with case.attached() as (model, delta):
+            model.train()
             if reentrant is not None:
                 model.activation_checkpointing_enable({"use_reentrant": reentrant})
-                model.train()
             if reentrant:  # this kind sees no gradient where no input of a block asks for one
                 model.enable_input_require_grads()  # type: ignore[no-untyped-call]
             torch.autograd.backward(case.kin.logits(model, case.kin.batch()).square().sum())

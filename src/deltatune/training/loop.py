@@ -133,7 +133,7 @@ def begin(
     cast(nn.Module, run).to(accelerator.device)
     run.base_dropout = settings.base_dropout
     packing = Packing.of(run, rows, collate, accelerator.device) if settings.packing else None
-    state = RunState.begin(sampler, build_optimiser(run, settings))
+    state = RunState.begin(sampler, build_optimiser(run, settings), run.policies())
     return StepTaker(run, rows, collate, settings, accelerator, packing), state, warmup
 
 
@@ -194,7 +194,7 @@ class Loop:
             self.taker.run.train()
         while not self.done:
             started = time.perf_counter()
-            taken = self.taker.take(self.state, self.factor)
+            taken = self.taker.take(self.state, self.factor, self.fraction())
             self.after(taken, time.perf_counter() - started)
         return self.result()
 

@@ -246,7 +246,7 @@ class _Together:
     def _choose(self, loop: Loop) -> Chosen:
         loop.taker.run.set_step(loop.state.facts.forwards)
         loop.state.facts.forwards += 1
-        return loop.taker.choose(loop.state, loop.factor)
+        return loop.taker.choose(loop.state, loop.factor, loop.fraction())
 
     def _finish(self, slot: int, chosen: Chosen, loss: float, seconds: float) -> None:
         loop = self.loops[slot]
@@ -278,6 +278,8 @@ class _Together:
             for k, value in zip(slots, (each.detach() * shares).tolist(), strict=True):
                 losses[k] += value if items[k] else math.nan
             self.accelerator.backward((each * shares).sum())
+        for slot in chosen:
+            self.loops[slot].taker.penalise()
         return losses
 
     def _forward(self, slots: Sequence[int], batch: Mapping[str, Tensor]) -> Tensor:

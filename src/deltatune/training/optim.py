@@ -21,7 +21,14 @@ from deltatune.training.budget import Budget
 from deltatune.training.settings import Settings
 from deltatune.training.trainable import Trainable
 
-__all__ = ["build_optimiser", "clip", "optimiser_names", "schedule_factor", "warmup_fraction"]
+__all__ = [
+    "build_optimiser",
+    "clip",
+    "move",
+    "optimiser_names",
+    "schedule_factor",
+    "warmup_fraction",
+]
 
 # These need a closure, or gradients of a kind that no model here gives.
 _UNFIT = {"lbfgs", "optimizer", "sparseadam"}
@@ -110,6 +117,24 @@ def warmup_fraction(settings: Settings, budget: Budget, steps_per_epoch: int) ->
             "Shorten the warm-up or lengthen the budget."
         )
     return warmup / total if warmup < total else 0.0
+
+
+@torch.no_grad()
+def move(optimiser: Optimizer) -> None:
+    """Moves the parameters; entries with a factor, by so many times what the optimiser moved them.
+
+    An optimiser has one rate for a parameter, and a slot is one parameter. What it moves is in
+    proportion to the rate, decoupled weight decay included.
+    """
+    apart = [
+        (row[start:stop], row[start:stop].clone(), factor)
+        for group in optimiser.param_groups
+        for row in group["params"]
+        for start, stop, factor in group.get("factors", ())
+    ]
+    optimiser.step()
+    for part, before, factor in apart:
+        part.copy_(torch.lerp(before, part, factor))
 
 
 @torch.no_grad()

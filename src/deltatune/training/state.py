@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from deltatune.core.errors import ArtefactError
+from deltatune.core.policy import Policies
 from deltatune.training.budget import Spent
 from deltatune.training.sampler import Sampler
 
@@ -128,6 +129,7 @@ class RunState:
     Attributes:
         sampler: the place in the data.
         optimiser: with its own moments and rates.
+        policies: with what they remember.
         rates: the highest learning rate of each parameter group.
         facts: the measured numbers.
         best: the trained tensors of the best evaluation, on the CPU; empty if none is kept.
@@ -135,14 +137,16 @@ class RunState:
 
     sampler: Sampler
     optimiser: Optimizer
+    policies: Policies
     rates: list[float]
     facts: Facts = field(default_factory=Facts)
     best: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, sampler: Sampler, optimiser: Optimizer) -> RunState:
+    def begin(cls, sampler: Sampler, optimiser: Optimizer, policies: Policies) -> RunState:
         """The state of a run before its first step."""
-        return cls(sampler, optimiser, [float(group["lr"]) for group in optimiser.param_groups])
+        rates = [float(group["lr"]) for group in optimiser.param_groups]
+        return cls(sampler, optimiser, policies, rates)
 
     def set_rates(self, factor: float) -> float:
         """Sets every group to `factor` of its highest rate; returns the largest rate."""
@@ -151,13 +155,15 @@ class RunState:
         return factor * max(self.rates)
 
     def forget(self) -> None:
-        """Drops the best tensors and the optimiser's moments, when a run is done."""
+        """Drops what only goes on training needs, when a run is done."""
         self.best = {}
+        self.policies.memory.clear()
         self.optimiser.state.clear()
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold of the state as tensors, by name."""
         held = {f"best/{name}": tensor for name, tensor in self.best.items()}
+        held |= {f"policy/{name}": tensor for name, tensor in self.policies.tensors().items()}
         for place, name, value in self._moments():
             if isinstance(value, Tensor):
                 held[f"optimiser/{place}/{name}"] = value
@@ -190,6 +196,9 @@ class RunState:
             for name, tensor in tensors.items()
             if name.startswith("best/")
         }
+        if self.facts.ending is None:
+            policy = {n: t for n, t in tensors.items() if n.startswith("policy/")}
+            self.policies.restore({n.removeprefix("policy/"): t for n, t in policy.items()})
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         host = set(record["host"])
         # Not `load_state_dict`: it casts moments to the parameter's dtype, which loses bits.

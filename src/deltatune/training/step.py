@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deltatune.core.errors import TrainingError
 from deltatune.training.batch import count_loss_items, count_tokens, row_length
 from deltatune.training.forward import forward_context
-from deltatune.training.optim import clip
+from deltatune.training.optim import clip, move
 from deltatune.training.packing import Packing
 from deltatune.training.parts import cut
 from deltatune.training.random_state import seed_forward
@@ -37,10 +37,12 @@ class Chosen:
     Attributes:
         rows: indices into the training data.
         learning_rate: the largest over the parameter groups.
+        done: the fraction of the budget that was spent before.
     """
 
     rows: Sequence[int]
     learning_rate: float
+    done: float
 
 
 @dataclass(frozen=True)
@@ -82,19 +84,26 @@ class StepTaker:
         """Within it forward passes are packed, if the settings say so."""
         return contextlib.nullcontext() if self.packing is None else self.packing.on()
 
-    def take(self, state: RunState, factor: float) -> Taken:
-        """Takes the next step of `state`, at `factor` of its highest learning rates.
+    def take(self, state: RunState, factor: float, done: float) -> Taken:
+        """Takes the next step of `state`, at `factor` of its highest learning rates, when `done` of
+        its budget is spent.
 
         Raises TrainingError if loss or gradients are not finite, or nothing has a gradient; the
         trained tensors are then as they were before.
         """
-        chosen = self.choose(state, factor)
+        chosen = self.choose(state, factor, done)
         with self.explained(state, chosen):
             return self.finish(state, chosen, self._gradients(state, chosen.rows))
 
-    def choose(self, state: RunState, factor: float) -> Chosen:
+    def choose(self, state: RunState, factor: float, done: float) -> Chosen:
         """Begins a step: the rows that come next, and the learning rate."""
-        return Chosen(next(state.sampler), state.set_rates(factor))
+        return Chosen(next(state.sampler), state.set_rates(factor), done)
+
+    def penalise(self) -> None:
+        """Adds the gradients of what the methods add to the loss of a step."""
+        penalty = self.run.penalty()
+        if penalty is not None:
+            self.accelerator.backward(penalty)
 
     def finish(self, state: RunState, chosen: Chosen, loss: float) -> Taken:
         """Ends a step: clips the gradients that are there, and moves the tensors.
@@ -105,7 +114,10 @@ class StepTaker:
         if not math.isfinite(norm):
             raise TrainingError(f"A gradient is not finite (norm {norm}, loss {loss:.6g})")
         self._check_reached(state)
-        state.optimiser.step()
+        if state.policies.on_gradients(state.facts.steps, chosen.done):
+            state.optimiser.state.clear()
+        move(state.optimiser)
+        state.policies.on_step(state.facts.steps, chosen.done)
         state.optimiser.zero_grad()
         state.facts.steps += 1
         state.facts.rows += len(chosen.rows)
@@ -138,6 +150,7 @@ class StepTaker:
             state.facts.tokens += count_tokens(batch)
             if count:
                 total += self._backward(state, batch, count / sum(items))
+        self.penalise()
         return total
 
     def _parts(self, chosen: Sequence[int]) -> list[Sequence[int]]:

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from deltatune.core.policy import Policies
+
 __all__ = ["Trainable"]
 
 
@@ -26,7 +28,9 @@ class Trainable(Protocol):
         """The groups for a torch optimiser.
 
         A group may hold a `lr` of its own, and a `slot`: groups of one slot are clipped together. A
-        group without it is clipped by itself, so that runs which share a base are never coupled.
+        group without it is clipped by itself, so that runs which share a base are never coupled. It
+        may hold `factors`, (start, stop, factor) each: those entries of its flat parameters train
+        at so many times the rate of the group.
         """
 
     def trainable_state(self) -> dict[str, Tensor]:
@@ -34,6 +38,12 @@ class Trainable(Protocol):
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
         """Sets those tensors in place."""
+
+    def penalty(self) -> Tensor | None:
+        """What is added to the loss of a step, once; None for nothing."""
+
+    def policies(self) -> Policies:
+        """What happens on the events of a step beside the optimiser."""
 
     def set_step(self, step: int) -> None:
         """Called before each forward pass, with its number from 0; dropout is keyed by it.

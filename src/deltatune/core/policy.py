@@ -1,0 +1,153 @@
+"""Policies: what methods do in training beside following the gradient.
+
+A method may draw its leaves anew in every step (`sample`), ask for an extra loss (`penalty`), train
+leaves at rates of their own (`rate`), and act on two events of a step: when the gradients are there
+(`on_gradients`) and when the leaves were moved (`on_step`). What it must remember from step to step
+are named tensors (`remember`), which a checkpoint holds. The training loop knows none of it but the
+events, and every slot has memory and draws of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from deltatune.core.errors import ArtefactError
+from deltatune.core.leaf import generator
+from deltatune.core.site import Site
+
+if TYPE_CHECKING:
+    from deltatune.core.delta import Delta
+    from deltatune.core.method import Method
+
+__all__ = ["Draws", "Held", "Moment", "Policies"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The chance of one step of one slot.
+
+    Attributes:
+        seed: of the slot.
+        step: its number.
+    """
+
+    seed: int
+    step: int
+
+    def of(self, *place: object) -> torch.Generator:
+        """A CPU generator that depends on slot, step and `place` alone; without a place it is that
+        of all sites.
+        """
+        return generator("policy", self.seed, self.step, *place)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a policy sees of a site. Changes in place act on the delta.
+
+    Attributes:
+        site: where.
+        values: the trained and fixed leaves by name, detached.
+        gradients: of the trained leaves.
+    """
+
+    site: Site
+    values: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When an event happens.
+
+    Attributes:
+        step: optimiser steps taken before this one.
+        done: the fraction of the budget that was spent before it, in [0, 1).
+        draws: its chance.
+    """
+
+    step: int
+    done: float
+    draws: Draws
+
+
+class Policies:
+    """The policies of some slots of a delta.
+
+    Args:
+        delta: attached.
+        slots: which.
+    """
+
+    def __init__(self, delta: Delta, slots: Sequence[int]) -> None:
+        self.delta = delta
+        acting = [part for part in delta.parts if part.method.has_policy()]
+        self.acting = {(slot, part.key): part.method for slot in slots for part in acting}
+        self.memory = {
+            key: dict(method.remember(self._held(*key))) for key, method in self.acting.items()
+        }
+
+    def on_gradients(self, step: int, done: float) -> bool:
+        """The gradients of a step are there, clipped; the optimiser has not read them yet.
+
+        Returns whether it begins anew.
+        """
+        found = [
+            method.on_gradients(self._held(*key), self.memory[key], self._moment(key, step, done))
+            for key, method in self.acting.items()
+        ]
+        return any(found)
+
+    def on_step(self, step: int, done: float) -> None:
+        """The optimiser has moved the leaves; the gradients are still there."""
+        for key, method in self.acting.items():
+            method.on_step(self._held(*key), self.memory[key], self._moment(key, step, done))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The memory, for a checkpoint. Its names name no slot, as those of a run of its own."""
+        first = min((slot for slot, _ in self.acting), default=0)
+        return {
+            f"{slot - first}/{part}/{name}": value
+            for (slot, part), memory in self.memory.items()
+            for name, value in memory.items()
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`. Raises ArtefactError if they do not fit."""
+        there = self.tensors()
+        shapes = {name: value.shape for name, value in tensors.items()}
+        if {name: value.shape for name, value in there.items()} != shapes:
+            raise ArtefactError("The checkpoint holds the memory of another method's policy.")
+        for name, value in there.items():
+            value.copy_(tensors[name])
+
+    def _moment(self, key: tuple[int, str], step: int, done: float) -> Moment:
+        return Moment(step, done, Draws(self.delta.seeds[key[0]], step))
+
+    def _held(self, slot: int, part: str) -> list[Held]:
+        values, gradients = self.delta.tensors(slot), self.delta.bank.gradients(slot)
+        return [
+            Held(
+                link.site,
+                {name: values[full] for name, full in link.names.items()},
+                {name: gradients[full] for name, full in link.names.items() if full in gradients},
+            )
+            for link in self.delta.links
+            if link.part == part
+        ]
+
+
+def sampled(
+    method: Method, site: Site, leaves: Mapping[str, Tensor], draws: Sequence[Draws]
+) -> dict[str, Tensor]:
+    """Leaves [slots, ...] after each slot has drawn its own."""
+    found = [
+        method.sample(site, {name: leaf[place] for name, leaf in leaves.items()}, one)
+        for place, one in enumerate(draws)
+    ]
+    return {name: torch.stack([one[name] for one in found]) for name in found[0]}
