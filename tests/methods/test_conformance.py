@@ -31,7 +31,7 @@ CATALOGUE = (
     "compacter(bottleneck=4, terms=2)",
     "compacter_plus_plus(bottleneck=4, terms=2)",
     "dora(rank=3)",
-    "fourierft(count=20)",
+    "fourierft(frequencies=20)",
     "gralora(rank=4)",
     "hadamard",
     "hira(rank=3)",
