@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,27 +95,16 @@ def test_an_artefact_names_the_methods(tmp_path: Path) -> None:
 
 
 def test_cells_name_the_methods() -> None:
-    study = Comparison(
-        backbones=("t5-nano",),
-        tasks=("minimal_pairs",),
-        methods=("mam", "houlsby"),
-        budget="1 step",
-    )
-    assert study.methods == ("prefix(length=30) + parallel(bottleneck=512)", "adapter")
-    with pytest.raises(ConfigurationError, match="adapter stands twice"):
-        Comparison(
-            backbones=("t5-nano",),
-            tasks=("minimal_pairs",),
-            methods=("adapter", "houlsby"),
-            budget="1 step",
+    def comparison(*methods: str) -> Comparison:
+        return Comparison(
+            backbones=("t5-nano",), tasks=("minimal_pairs",), methods=methods, budget="1 step"
         )
 
-
-def test_a_preset_trains_from_the_shell(call: Callable[..., tuple[int, str, str]]) -> None:
-    where = ("--backbone", "t5-nano", "--method", "mam")
-    code, out, err = call("plan", *where)
-    assert code == 0, err
-    assert "prefix(length=30) + parallel(bottleneck=512)" in out
+    assert comparison("mam", "houlsby").methods == (
+        *("prefix(length=30) + parallel(bottleneck=512)", "adapter"),
+    )
+    with pytest.raises(ConfigurationError, match="adapter stands twice"):
+        comparison("adapter", "houlsby")
 
 
 class One:

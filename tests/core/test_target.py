@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -75,8 +76,10 @@ def test_slices_of_blocks() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    ["block[7].ffn.down", "block[-]", "block[]", "block[::0]", "block[1,2]", "blocks[0]"]
-    + ["block[1/2]", "block[1/0:]", "block[:1/4].ffn.down", "block[::1/2]"],
+    [
+        *("block[7].ffn.down", "block[-]", "block[]", "block[::0]", "block[1,2]", "blocks[0]"),
+        *("block[1/2]", "block[1/0:]", "block[:1/4].ffn.down", "block[::1/2]"),
+    ],
 )
 def test_a_slice_that_names_no_block_is_refused(wrong: str) -> None:
     with pytest.raises(TargetError, match="matches nothing"):
@@ -87,7 +90,7 @@ def test_a_slice_that_names_no_block_is_refused(wrong: str) -> None:
 def test_shares_of_blocks_part_them(count: int, parts: int) -> None:
     bounds = [Role.parse(f"block[{k}/{parts}:{k + 1}/{parts}]") for k in range(parts)]
     named = [sorted(role.blocks(count)) for role in bounds if role is not None]
-    assert sum(named, []) == list(range(count))
+    assert list(itertools.chain(*named)) == list(range(count))
     assert len(named) == parts and max(map(len, named)) - min(map(len, named)) <= 1
 
 

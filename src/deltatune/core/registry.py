@@ -130,20 +130,21 @@ class Registry(Mapping[str, T], Generic[T]):
             importlib.import_module(module)
 
     def _plugins(self) -> dict[str, list[EntryPoint]]:
-        if self._group is None:
-            return {}
-        if self._declared is None:
-            self._declared = {}
-            for point in entry_points(group=self._group):
-                owner = self._names.owner(point.name, self.kind)
-                if point.name in self._lazy or owner != self.kind:
-                    warnings.warn(
-                        f"{_distribution(point)} declares the {self.kind} {point.name!r}, a name "
-                        "that is taken. It is left out.",
-                        stacklevel=2,
-                    )
-                else:
-                    self._declared.setdefault(point.name, []).append(point)
+        """The entry points of other distributions by name, without those whose name is taken."""
+        if self._declared is not None:
+            return self._declared
+        self._declared = {}
+        for point in () if self._group is None else entry_points(group=self._group):
+            self._import_all()  # their aliases are taken, too
+            owner = self._names.owner(point.name, self.kind)
+            if point.name in self._lazy or point.name in self._aliases or owner != self.kind:
+                warnings.warn(
+                    f"The {self.kind} {point.name!r} of {_distribution(point)} is left out: that "
+                    "name is taken.",
+                    stacklevel=2,
+                )
+            else:
+                self._declared.setdefault(point.name, []).append(point)
         return self._declared
 
     def _load(self, name: str) -> T:
@@ -153,7 +154,9 @@ class Registry(Mapping[str, T], Generic[T]):
             points = self._plugins()[name]
             who = " and ".join(map(_distribution, points))
             if len(points) > 1:
-                raise ConfigurationError(f"{who} both declare the {self.kind} {name!r}. Keep one.")
+                raise ConfigurationError(
+                    f"The {self.kind} {name!r} is declared by {who}. Keep one of them."
+                )
             try:
                 points[0].load()
             except Exception as error:
@@ -164,8 +167,8 @@ class Registry(Mapping[str, T], Generic[T]):
                 ) from error
             if name not in self._entries:
                 raise ConfigurationError(
-                    f"{who} declares the {self.kind} {name!r}, but importing {points[0].value} "
-                    f"registers no such name. Mend or uninstall it."
+                    f"The {self.kind} {name!r} of {who} is not there: importing "
+                    f"{points[0].value} registers no such name. Mend or uninstall it."
                 )
         return self._entries[name]
 
@@ -187,4 +190,4 @@ class Registry(Mapping[str, T], Generic[T]):
 
 
 def _distribution(point: EntryPoint) -> str:
-    return "A distribution" if point.dist is None else f"The distribution {point.dist.name!r}"
+    return "a distribution" if point.dist is None else f"the distribution {point.dist.name!r}"
