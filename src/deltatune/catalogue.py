@@ -90,7 +90,7 @@ _PRESETS: Mapping[str, Preset] = {
     ),
     "cross_attention_tuning": Preset(
         expression="last_layer(at='cross_attention')",
-        text="""Cross-attention tuning: W' = v for every parameter of every cross-attention.
+        text="""Cross-attention tuning: W' = v for every map of every cross-attention.
 
         Gheini et al. 2021, arXiv:2104.08771. The authors train the embeddings of a new language
         along; add `embedding_tuning`.
@@ -98,10 +98,10 @@ _PRESETS: Mapping[str, Preset] = {
     ),
     "attention_tuning": Preset(
         expression="last_layer(at='attention')",
-        text="""Attention tuning: W' = v for every parameter of every attention.
+        text="""Attention tuning: W' = v for every map of every attention.
 
-        Touvron et al. 2022, arXiv:2203.09795. There for vision transformers. The norm before the
-        attention is trained too.
+        Touvron et al. 2022, arXiv:2203.09795. There for vision transformers. The maps of queries,
+        keys, values and output; norms stay frozen.
         """,
     ),
     "embedding_tuning": Preset(
