@@ -1,4 +1,4 @@
-.PHONY: setup demo test check clones docs matrix fuzz faults bench bench-quick
+.PHONY: setup demo test check clones docs cards matrix fuzz faults bench bench-quick
 
 setup:
 	@scripts/setup
@@ -18,6 +18,9 @@ clones:
 
 docs:
 	@scripts/docs
+
+cards:
+	@scripts/cards
 
 matrix:
 	@scripts/matrix

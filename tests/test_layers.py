@@ -48,6 +48,7 @@ TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         frozenset({"backbones", "core", "evaluation", "methods", "study", "tasks", "training"}),
         ANY,
     ),
+    "catalogue": (frozenset({"core"}), frozenset()),
     "testing": (ANY, ANY),
     "api": (ANY, ANY),
     "cli": (ANY, ANY),

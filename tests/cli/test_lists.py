@@ -3,33 +3,68 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from deltatune.core.card import find_card
 from deltatune.core.method import METHODS
+from deltatune.core.presets import ABSENT, PRESETS
 from deltatune.tasks import TASKS
 
 Call = Callable[..., tuple[int, str, str]]
 
 
-def test_methods_lists_the_registry(call: Call) -> None:
+KEYS = {"name", "aliases", "category", "faces", "mergeable", "count", "paper", "works", "kind"}
+
+
+def test_methods_lists_methods_and_presets(call: Call) -> None:
+    listed = sorted({*METHODS, *PRESETS, *ABSENT})
     _, out, _ = call("methods")
-    lines = out.splitlines()[1:]
-    assert [line.split()[0] for line in lines] == list(METHODS)
+    lines = out.splitlines()
+    assert re.split(r"\s{2,}", lines[0].strip()) == [
+        *("name", "kind", "category", "faces", "sits at", "what it does")
+    ]
+    shown = {line.split()[0]: line.split()[1] for line in lines[1:] if not line.startswith(" ")}
+    assert shown == {name: "preset" if name in PRESETS else "method" for name in listed}
     _, out, _ = call("methods", "--json")
-    found = json.loads(out)
-    assert [method["name"] for method in found] == list(METHODS)
-    assert all(method["summary"] for method in found)
+    found = {card["name"]: card for card in json.loads(out)}
+    assert list(found) == listed
+    for name, card in found.items():
+        assert set(card) >= KEYS and card["summary"] and card["paper"] and card["count"]
+        assert card["kind"] == ("preset" if name in PRESETS else "method")
+        assert card["works"] is (name not in ABSENT) is not bool(card["reason"])
+        assert card["faces"] or not card["works"]
+    assert found["adapter"]["aliases"][0] == "houlsby" and found["mam"]["faces"] == [
+        *("output", "attend")
+    ]
 
 
-@pytest.mark.parametrize("name", ["lora", "full", "prompt"])
+@pytest.mark.parametrize("name", ["lora", "full", "prompt", "houlsby"])
 def test_a_method_is_described_with_its_fields(name: str, call: Call) -> None:
     _, out, _ = call("methods", name)
-    assert out.startswith(f"{name}: ") and "  at: str | None = None" in out
+    card = find_card(name)
+    assert out.startswith(f"{card.name}: ") and "  at: str | None = None" in out
+    for told in (card.formula, card.paper, card.count, card.notes, *card.aliases):
+        assert told in out
     _, out, _ = call("methods", name, "--json")
-    assert set(json.loads(out)["fields"]) >= {"at", "dropout"}
+    found = json.loads(out)
+    assert set(found["fields"]) >= {"at", "dropout"}
+    assert found["name"] == card.name and found["notes"] == card.notes
+
+
+def test_a_preset_and_what_does_not_work_are_described(call: Call) -> None:
+    code, out, _ = call("methods", "mam")
+    assert code == 0 and "a preset: prefix(length=30) + parallel(bottleneck=512)" in out
+    code, out, _ = call("methods", "coda")
+    assert code == 0 and f"does not work here: {ABSENT['coda'].reason}" in out
+    assert f"nearest to it: {ABSENT['coda'].nearest}" in out
+    _, out, _ = call("methods", "coda", "--json")
+    assert json.loads(out)["fields"] == {} and json.loads(out)["works"] is False
+    code, _, err = call("methods", "houlsbi")
+    assert code == 2 and "Did you mean 'houlsby'?" in err
 
 
 def test_tasks_lists_the_records(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

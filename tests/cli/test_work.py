@@ -70,6 +70,21 @@ def test_train_hands_over_what_was_asked(call: Call, asked: list[dict[str, Any]]
     assert "commonest label alone 50.00" in out and "saved       runs/x" in out
 
 
+def test_a_preset_is_a_method_of_every_command(
+    call: Call, asked: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("backbone: t5-nano\ntask: minimal_pairs\nmethod: mam\n", encoding="utf-8")
+    code, _, err = call("train", "--config", str(file), "--steps", "1")
+    assert code == 0 and asked[0]["method"] == "mam", err
+    code, out, err = call("plan", "--backbone", "t5-nano", "--method", "mam")
+    assert code == 0 and "prefix(length=30) + parallel(bottleneck=512)" in out, err
+    words = ("--backbone", "t5-nano", "--tasks", "minimal_pairs", "--methods", "mam,lora")
+    code, out, err = call("compare", *words, "--out", str(tmp_path / "c"), "--dry-run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["methods"] == ["prefix(length=30) + parallel(bottleneck=512)", "lora"]
+
+
 def test_train_prints_json_for_machines(call: Call, asked: list[dict[str, Any]]) -> None:
     code, out, _ = call(*TRAIN, "--json")
     assert code == 0 and json.loads(out)["metric"] == "ACC"

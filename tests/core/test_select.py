@@ -37,7 +37,7 @@ def sparse() -> Iterator[type[Method]]:
     @register("sparse_test")
     @dataclass(frozen=True, kw_only=True)
     class SparseTest(Method):
-        count: int = 10
+        entries: int = 10
 
         category: ClassVar[Category] = "specification"
         default_at: ClassVar[str] = "block.linear"
@@ -46,7 +46,7 @@ def sparse() -> Iterator[type[Method]]:
         def select(self, site: Site) -> Mapping[str, Form]:
             weight = site.parameters["weight"]
             assert weight is not None
-            return {"weight": Sparse(self.count, _Random(weight.numel()))}
+            return {"weight": Sparse(self.entries, _Random(weight.numel()))}
 
     yield SparseTest
     del METHODS._entries["sparse_test"]
@@ -59,7 +59,7 @@ LEFT_OUT = {"law_copies"}
 @pytest.mark.parametrize("family", ["t5", "gpt2", "llama"])
 @pytest.mark.parametrize("law", [law for law in laws() if law.__name__ not in LEFT_OUT])
 def test_the_laws_hold_for_sparse_entries(law: Law, family: str, tmp_path: Path) -> None:
-    law(Case("sparse_test(count=40)", family), tmp_path)
+    law(Case("sparse_test(entries=40)", family), tmp_path)
 
 
 def test_sparse_entries_are_the_only_ones_that_change() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP
@@ -14,7 +17,7 @@ from deltatune import api
 from deltatune.core.errors import TargetError
 from deltatune.core.method import Face
 from deltatune.core.roles import places
-from deltatune.core.target import find_sites, terms, where
+from deltatune.core.target import Role, find_sites, terms, where
 from deltatune.testing.families import FAMILIES
 
 
@@ -62,6 +65,9 @@ def test_slices_of_blocks() -> None:
     assert found("t5", "encoder.block[0:1].ffn.down") == each[0]
     assert found("t5", "encoder.block[::-1].ffn.down") == each[0] + each[1]
     assert len(found("t5", "block[1:].ffn.down")) == 2  # one in each stack
+    assert found("t5", "encoder.block[1/2:].ffn.down") == each[1]
+    assert found("t5", "encoder.block[:3/4].ffn.down") == each[0]  # of one and a half: one
+    assert found("t5", "encoder.block[-1/2:].ffn.down") == each[1]
     whole = found("t5", "encoder.block[0]", "select")
     assert all(name.startswith("encoder.block.0.") for name in whole) and len(whole) == 9
     # A weight method takes the linear modules of a block and leaves its norms and tables.
@@ -69,11 +75,23 @@ def test_slices_of_blocks() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["block[7].ffn.down", "block[-]", "block[]", "block[::0]", "block[1,2]", "blocks[0]"]
+    "wrong",
+    [
+        *("block[7].ffn.down", "block[-]", "block[]", "block[::0]", "block[1,2]", "blocks[0]"),
+        *("block[1/2]", "block[1/0:]", "block[:1/4].ffn.down", "block[::1/2]"),
+    ],
 )
 def test_a_slice_that_names_no_block_is_refused(wrong: str) -> None:
     with pytest.raises(TargetError, match="matches nothing"):
         found("t5", wrong)
+
+
+@given(st.integers(1, 60), st.integers(1, 8))
+def test_shares_of_blocks_part_them(count: int, parts: int) -> None:
+    bounds = [Role.parse(f"block[{k}/{parts}:{k + 1}/{parts}]") for k in range(parts)]
+    named = [sorted(role.blocks(count)) for role in bounds if role is not None]
+    assert list(itertools.chain(*named)) == list(range(count))
+    assert len(named) == parts and max(map(len, named)) - min(map(len, named)) <= 1
 
 
 def test_union_in_the_order_of_the_model_without_repeats() -> None:

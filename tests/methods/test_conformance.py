@@ -37,7 +37,7 @@ CATALOGUE = (
     "diff_pruning",
     "dora(rank=3)",
     "dylora(rank=3)",
-    "fourierft(count=20)",
+    "fourierft(frequencies=20)",
     "gralora(rank=4)",
     "hadamard",
     "hira(rank=3)",

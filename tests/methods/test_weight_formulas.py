@@ -100,7 +100,7 @@ PARITY: dict[str, tuple[str, dict[str, Any], Map]] = {
         {"feedforward_modules": [], "init_ia3_weights": False, "init_weights": None},
         lambda p: {"out": p["ia3_l"][:, 0]},
     ),
-    "fourierft(count=10, scale=30.0)": (
+    "fourierft(frequencies=10, scale=30.0)": (
         "FourierFTConfig",
         {"n_frequency": 10, "scaling": 30.0},
         {"fourierft_spectrum": "c", "places": "places"},
@@ -244,9 +244,9 @@ def test_road_turns_pairs_and_keeps_their_lengths() -> None:
 
 
 def test_one_coefficient_has_the_energy_of_its_wave() -> None:
-    W, new, _, _ = changed("fourierft(count=1, scale=150.0)")
+    W, new, _, _ = changed("fourierft(frequencies=1, scale=150.0)")
     leaves = {"c": torch.tensor([2.0]), "places": torch.tensor([3])}
-    (method,) = parse("fourierft(count=1, scale=150.0)")
+    (method,) = parse("fourierft(frequencies=1, scale=150.0)")
     new, _ = method.weight(W, None, leaves)
     energy = 150.0**2 * 2.0**2 / (2 * INPUTS * OUTPUTS)
     assert float((new - W).square().sum()) == pytest.approx(energy, rel=1e-4)
@@ -273,7 +273,7 @@ def test_shira_changes_so_many_entries() -> None:
         ("road(group=16)", TargetError, "Choose one of"),
         ("road(group=3)", ConfigurationError, "even number"),
         ("shira(rank=99)", TargetError, "Choose 1 to 9"),
-        ("fourierft(count=999)", TargetError, "has 384 frequencies"),
+        ("fourierft(frequencies=999)", TargetError, "has 384 frequencies"),
         ("vera(rank=0)", ConfigurationError, "at least 1"),
         ("miss(rank=0)", ConfigurationError, "at least 1"),
         ("multilora(terms=0)", ConfigurationError, "at least 1"),

@@ -77,11 +77,14 @@ class UnknownNameError(ConfigurationError, LookupError):
         kind: what the name should have been, in the singular ("method", "task", "key").
         name: the name found.
         known: the names that exist.
+        others: names that may have been meant, but are not in the list.
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], others: Iterable[str] = ()
+    ) -> None:
         names = sorted(known)
-        close = nearest(name, names)
+        close = nearest(name, sorted({*names, *others}))
         if close:
             hint = f"Did you mean {' or '.join(repr(n) for n in close)}?"
         elif names:

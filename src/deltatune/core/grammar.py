@@ -4,6 +4,9 @@
     method     := name | name "(" [argument ("," argument)*] ")"
     argument   := field "=" literal         a number, a quoted string, True, False, None
 
+A name is that of a method, one of its aliases, or a preset: an expression with a name, in whose
+place its methods are read. What is written has the methods' own names.
+
 `lora(rank=4, at='attention.q') + bitfit` and `parse(str(expression)) == expression` for every
 expression. It is a subset of Python's own expressions, so Python's parser reads it; nothing is
 evaluated.
@@ -20,6 +23,7 @@ from typing import Any
 
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 from deltatune.core.method import METHODS, Method
+from deltatune.core.presets import ABSENT, PRESETS
 
 __all__ = ["Expression", "build", "parse", "render", "split_methods"]
 
@@ -96,6 +100,7 @@ def render(method: Method) -> str:
 def build(name: str, arguments: Mapping[str, Any]) -> Method:
     """The method called `name` with these fields. Raises UnknownNameError, ConfigurationError."""
     method = METHODS[name]
+    name = method.name
     fields = {f.name for f in dataclasses.fields(method)}
     for key in arguments:
         if key not in fields:
@@ -139,14 +144,29 @@ def _methods(node: ast.expr, text: str) -> Iterator[Method]:
             yield from _methods(left, text)
             yield from _methods(right, text)
         case ast.Name(id=name):
-            yield build(name, {})
+            yield from _named(name, {})
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
-            yield build(name, _arguments(keywords, text))
+            yield from _named(name, _arguments(keywords, text))
         case _:
             raise ConfigurationError(
                 f"{ast.unparse(node)!r} in {text!r} is not a method. Write name or "
                 "name(field=value, ...), joined by '+'; every argument is named."
             )
+
+
+def _named(name: str, arguments: Mapping[str, Any]) -> tuple[Method, ...]:
+    """The methods that a name stands for: one, or those of a preset."""
+    if name in ABSENT:
+        raise ABSENT[name].error(name)
+    if name not in PRESETS:
+        return (build(name, arguments),)
+    expression = PRESETS[name].expression
+    if arguments:
+        raise ConfigurationError(
+            f"{name} is a preset, a name for {expression!r}, and takes no arguments. Write that "
+            "expression with the values that you want."
+        )
+    return parse(expression).methods
 
 
 def _arguments(keywords: list[ast.keyword], text: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deltatune.core.errors import StateError, UnsupportedError
+from deltatune.core.method import MERGED
 from deltatune.core.quantised import Quantised
 from deltatune.core.site import keep, release
 from deltatune.core.storage import storage_of
@@ -93,7 +94,7 @@ def _check(delta: Delta) -> None:
         if parameter is not None
     )
     for link in delta.links:
-        if link.method.face not in ("weight", "select"):
+        if link.method.face not in MERGED:
             raise UnsupportedError(
                 f"{link.method.name} acts on activations, so it cannot be written into "
                 "weights. Keep it attached."

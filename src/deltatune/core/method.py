@@ -39,19 +39,34 @@ from torch import Tensor
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.leaf import Leaf
 from deltatune.core.policy import Draws, Held, Moment
-from deltatune.core.registry import Registry
+from deltatune.core.registry import Names, Registry
 from deltatune.core.select import Form
 from deltatune.core.site import Site
 
 if TYPE_CHECKING:
     from deltatune.core.grammar import Expression
 
-__all__ = ["FACES", "METHODS", "Category", "Face", "Leaves", "Method", "register"]
+__all__ = [
+    "FACES",
+    "MERGED",
+    "METHODS",
+    "NAMES",
+    "Category",
+    "Face",
+    "Leaves",
+    "Method",
+    "ReviewCategory",
+    "register",
+]
 
 Leaves = Mapping[str, Tensor]
 Face = Literal["weight", "output", "attend", "embed", "select"]
 Category = Literal["addition", "specification", "reparameterisation", "control", "head"]
+ReviewCategory = Literal[
+    "additive", "partial", "reparameterised", "hybrid", "unified", "control", "head"
+]
 FACES: tuple[Face, ...] = ("weight", "output", "attend", "embed", "select")
+MERGED: tuple[Face, ...] = ("weight", "select")  #: the faces that can be written into weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +84,10 @@ class Method(abc.ABC):
 
     name: ClassVar[str]
     face: ClassVar[Face]
-    category: ClassVar[Category]
+    aliases: ClassVar[tuple[str, ...]] = ()  #: other names by which texts find it
+    category: ClassVar[Category]  #: after Ding et al. 2023
+    review_category: ClassVar[ReviewCategory]  #: after Xu et al. 2023
+    count: ClassVar[str]  #: entries trained at one site, in the symbols of docs/methods.md
     default_at: ClassVar[str]
     learning_rate: ClassVar[float]  #: a rate that trains it well with AdamW, to start a search from
     identity: ClassVar[bool] = True  #: whether a fresh delta leaves the model's function unchanged
@@ -260,18 +278,24 @@ def _hints(method: type[Method]) -> dict[str, tuple[type, ...]]:
     }
 
 
-METHODS: Registry[type[Method]] = Registry("method", source="deltatune.methods")
+NAMES = Names()  #: of all that an expression may name: methods, presets, what is not there
+METHODS: Registry[type[Method]] = Registry(
+    "method", source="deltatune.methods", group="deltatune.methods", names=NAMES
+)
 
 
 def register(name: str) -> Any:
     """Registers a method under its snake_case name, as the grammar, the artefact and the shell use
-    it.
+    it, and under its own `aliases`, which they read.
+
+    Raises ConfigurationError if one of these names is taken.
     """
 
     def add(method: type[Method]) -> type[Method]:
         if not dataclasses.is_dataclass(method):
             raise ConfigurationError(f"The method {name!r} must be a frozen dataclass.")
         method.name = name
-        return METHODS.add(name, method)
+        method.aliases = vars(method).get("aliases", ())  # those of a parent are the parent's
+        return METHODS.add(name, method, method.aliases)
 
     return add

@@ -5,6 +5,7 @@ A target is a union of terms, `|` between them. A term is one of
 - roles, every part of which must hold: `attention.q`, `cross_attention.v`, `encoder.attention.k`,
   `ffn.up`, `norm`, `embedding`, `head`;
 - the same in some blocks, `encoder.block[-1].ffn.down`; `block[8:]` alone is every module in them;
+  a bound may be a share of a stack's blocks, rounded down: `block[3/4:]`, the last quarter;
 - a sublayer, `attention` or `ffn`: for an output face the span from its input to its output
   projection, else its projections;
 - `linear`: every linear module outside of heads; `block.linear`: those in blocks;
@@ -55,7 +56,7 @@ _PARTS = (
     "linear",
 )
 ROLE_WORDS = (*_STACKS, "block", *_SUBLAYERS, *_PARTS)
-_NUMBER = r"(-?\d+)?"
+_NUMBER = r"(-?\d+(/[1-9]\d*)?)?"
 _BLOCK = re.compile(rf"block(\[(?P<index>-?\d+|{_NUMBER}:{_NUMBER}(:-?[1-9]\d*)?)\])?")
 
 
@@ -84,7 +85,7 @@ class Role:
     def blocks(self, count: int) -> set[int]:
         """The blocks it names among `count`."""
         assert self.block is not None
-        bounds = [int(b) if b else None for b in self.block.split(":")]
+        bounds = [_bound(b, count) if b else None for b in self.block.split(":")]
         every = range(count)
         if len(bounds) == 1:
             index = int(self.block)
@@ -104,6 +105,12 @@ class Role:
         if self.sublayer not in (None, "attention", place.sublayer):
             return False
         return self.part in (None, "linear", place.part)
+
+
+def _bound(text: str, count: int) -> int:
+    """A bound of a slice of `count` blocks: a number, or a share of them."""
+    over, _, under = text.partition("/")
+    return int(over) * count // int(under) if under else int(over)
 
 
 def terms(target: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +46,8 @@ class AdaLoRA(LowRank, Method):
     begin: float = 0.1
     end: float = 0.3
     every: int = 10
+
+    count: ClassVar[str] = "r (i + d + 1)"
 
     def check(self) -> None:
         super().check()

@@ -9,6 +9,7 @@ the norms: add `bitfit(at='norm')`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,6 +23,8 @@ class Adapter(Bottleneck, Method):
     """A bottleneck behind every sublayer."""
 
     activation: str = "gelu"
+
+    aliases: ClassVar[tuple[str, ...]] = ("houlsby", "sequential_adapter", "double_seq_bn", "ap")
 
     def output(self, x: Tensor, y: Tensor, p: Leaves) -> Tensor:
         return y + self.apply(y, p)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from deltatune.core.method import Category, Method, register
+from deltatune.core.method import Category, Method, ReviewCategory, register
 from deltatune.core.select import Difference, Form
 from deltatune.core.site import Site
 
@@ -27,7 +27,10 @@ class BitFit(Method):
 
     create: bool = True
 
+    aliases: ClassVar[tuple[str, ...]] = ("bias_tuning",)
     category: ClassVar[Category] = "specification"
+    review_category: ClassVar[ReviewCategory] = "partial"
+    count: ClassVar[str] = "d"
     default_at: ClassVar[str] = "linear | norm"
     learning_rate: ClassVar[float] = 3e-3
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deltatune.core.leaf import Leaf, zeros
-from deltatune.core.method import Category, Leaves, Method, register
+from deltatune.core.method import Category, Leaves, Method, ReviewCategory, register
 from deltatune.core.site import Site
 from deltatune.primitives.blocks import pieces
 
@@ -31,7 +31,10 @@ class C3A(Method):
 
     block: int = 128
 
+    aliases: ClassVar[tuple[str, ...]] = ("circular_convolution",)
     category: ClassVar[Category] = "reparameterisation"
+    review_category: ClassVar[ReviewCategory] = "reparameterised"
+    count: ClassVar[str] = "i d / b"
     default_at: ClassVar[str] = "attention.q | attention.v"
     learning_rate: ClassVar[float] = 1e-1
 

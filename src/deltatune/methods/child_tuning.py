@@ -25,6 +25,7 @@ class ChildTuning(Pruned, Method):
     share: float = 0.3
     turn: float = 0.1
 
+    aliases: ClassVar[tuple[str, ...]] = ("child_tuning_d",)
     burning: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 3e-4
 

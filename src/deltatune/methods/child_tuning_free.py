@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError
-from deltatune.core.method import Category, Method, register
+from deltatune.core.method import Category, Method, ReviewCategory, register
 from deltatune.core.policy import Held, Moment
 from deltatune.core.select import Difference, Form
 from deltatune.core.site import Site
@@ -33,6 +33,9 @@ class FreeChildTuning(Method):
     share: float = 0.3
 
     category: ClassVar[Category] = "specification"
+    review_category: ClassVar[ReviewCategory] = "partial"
+    count: ClassVar[str] = "all of the module"
+    aliases: ClassVar[tuple[str, ...]] = ("child_tuning_f",)
     default_at: ClassVar[str] = "block.linear | block.norm"
     learning_rate: ClassVar[float] = 3e-4
 

@@ -1,6 +1,6 @@
 """Compacter++: Compacter behind the feed-forward only.
 
-Mahabadi et al. 2021, arXiv:2106.04647.
+Mahabadi et al. 2021, arXiv:2106.04647. All else is as in `compacter`.
 """
 
 from __future__ import annotations

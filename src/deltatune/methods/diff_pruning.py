@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.leaf import Leaf, constant
-from deltatune.core.method import Category, Leaves, Method, register
+from deltatune.core.method import Category, Leaves, Method, ReviewCategory, register
 from deltatune.core.policy import Draws, Held, Moment
 from deltatune.core.select import Difference, Form
 from deltatune.core.site import Site
@@ -44,6 +44,8 @@ class DiffPruning(Method):
     gates: bool = True
 
     category: ClassVar[Category] = "specification"
+    review_category: ClassVar[ReviewCategory] = "partial"
+    count: ClassVar[str] = "2 x all of the module, a share kept"
     default_at: ClassVar[str] = "block.linear | block.norm"
     learning_rate: ClassVar[float] = 1e-3
 

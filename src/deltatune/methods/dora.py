@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from deltatune.primitives.low_rank import LowRank
 @dataclass(frozen=True, kw_only=True)
 class DoRA(LowRank, Method):
     """A low-rank difference of the direction of every row, and its length."""
+
+    count: ClassVar[str] = "r (i + d) + d"
 
     def init(self, site: Site) -> Mapping[str, Leaf]:
         return {**super().init(site), "m": given((site.outputs,), _Norms(site))}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError, TargetError
 from deltatune.core.leaf import Leaf, normal, places
-from deltatune.core.method import Category, Leaves, Method, register
+from deltatune.core.method import Category, Leaves, Method, ReviewCategory, register
 from deltatune.core.site import Site
 
 
@@ -25,30 +25,35 @@ class FourierFT(Method):
     """A difference of few frequencies.
 
     Attributes:
-        count: n, the trained coefficients of a site.
+        frequencies: n, the trained coefficients of a site.
         scale: by which the transform is multiplied.
         std: of the coefficients at the start.
     """
 
-    count: int = 1000
+    frequencies: int = 1000
     scale: float = 150.0
     std: float = 0.0
 
+    aliases: ClassVar[tuple[str, ...]] = ("fourier_ft",)
     category: ClassVar[Category] = "reparameterisation"
+    review_category: ClassVar[ReviewCategory] = "reparameterised"
+    count: ClassVar[str] = "n"
     default_at: ClassVar[str] = "attention.q | attention.v"
     learning_rate: ClassVar[float] = 1e-2
 
     def check(self) -> None:
-        if self.count < 1 or self.std < 0:
-            raise ConfigurationError(f"fourierft: count from 1 and std from 0 on; found {self}.")
+        if self.frequencies < 1 or self.std < 0:
+            raise ConfigurationError(
+                f"fourierft: frequencies from 1 and std from 0 on; found {self}."
+            )
 
     def init(self, site: Site) -> Mapping[str, Leaf]:
         entries = site.outputs * site.inputs
-        if self.count > entries:
+        if self.frequencies > entries:
             raise TargetError(f"fourierft: {site.path} has {entries} frequencies; found {self}.")
         tie = f"{site.outputs}x{site.inputs}"
-        drawn = places(self.count, entries).tied(tie)
-        return {"c": normal(self.count, std=self.std), "places": drawn}
+        drawn = places(self.frequencies, entries).tied(tie)
+        return {"c": normal(self.frequencies, std=self.std), "places": drawn}
 
     def weight(self, W: Tensor, b: Tensor | None, p: Leaves) -> tuple[Tensor, Tensor | None]:
         E = W.new_zeros(W.numel()).index_copy(0, p["places"], p["c"].to(W.dtype))

@@ -18,4 +18,5 @@ from deltatune.primitives.gains import Gains
 class Hadamard(Gains, Method):
     """A gain and a shift of every feature that an attention gives."""
 
+    aliases: ClassVar[tuple[str, ...]] = ("hadamard_adapter",)
     default_at: ClassVar[str] = "attention.output"

@@ -1,11 +1,12 @@
 """A task head: the classifier's W' and b', drawn afresh, trained and saved with the delta.
 
-A backbone's classifier is as wide as the widest label set it must serve; a head for fewer labels
-masks the rest, so that heads of different tasks stand in one bank and one batch.
+Devlin et al. 2019, arXiv:1810.04805. Every fine-tuned encoder has one. A backbone's classifier is
+as wide as the widest label set it must serve; a head for fewer labels masks the rest, so that heads
+of different tasks stand in one bank and one batch.
 
 A regression's bias begins at the mean label. From zero, every gradient asks first for that mean,
-and a delta below the head learns it before the bias does, by making all texts alike: at 1.5e-3
-LoRA on all-MiniLM-L6-v2 ended with a correlation of 0.02 on STS-B, and ends with 0.80 from there.
+and a delta below the head learns it before the bias does, by making all texts alike: at 1.5e-3 LoRA
+on all-MiniLM-L6-v2 ended with a correlation of 0.02 on STS-B, and ends with 0.80 from there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError, TargetError
 from deltatune.core.leaf import Leaf, constant, fixed, normal
-from deltatune.core.method import Category, Leaves, Method, register
+from deltatune.core.method import Category, Leaves, Method, ReviewCategory, register
 from deltatune.core.site import Site
 from deltatune.core.storage import storage_of
 
@@ -39,7 +40,10 @@ class Head(Method):
     labels: int = 2
     start: float = 0.0
 
+    aliases: ClassVar[tuple[str, ...]] = ("linear_probing",)
     category: ClassVar[Category] = "head"
+    review_category: ClassVar[ReviewCategory] = "head"
+    count: ClassVar[str] = "id + d"
     default_at: ClassVar[str] = "head"
     learning_rate: ClassVar[float] = 1e-3
     identity: ClassVar[bool] = False

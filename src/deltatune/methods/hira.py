@@ -1,6 +1,6 @@
 """HiRA: W' = W + W ⊙ (alpha / rank) B A.
 
-Huang et al. 2025 (ICLR). The Hadamard product with W gives the difference up to r times the rank of
+Huang et al. 2025, ICLR. The Hadamard product with W gives the difference up to r times the rank of
 W. B starts at zero. PEFT has no alpha: there the scale is 1.
 """
 

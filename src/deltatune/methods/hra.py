@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.leaf import Leaf, given
-from deltatune.core.method import Category, Leaves, Method, register
+from deltatune.core.method import Category, Leaves, Method, ReviewCategory, register
 from deltatune.core.site import Site
 
 
@@ -32,7 +32,10 @@ class HRA(Method):
 
     rank: int = 8
 
+    aliases: ClassVar[tuple[str, ...]] = ("householder",)
     category: ClassVar[Category] = "reparameterisation"
+    review_category: ClassVar[ReviewCategory] = "reparameterised"
+    count: ClassVar[str] = "r i"
     default_at: ClassVar[str] = "attention.q | attention.v"
     learning_rate: ClassVar[float] = 1e-3
     identity: ClassVar[bool] = False

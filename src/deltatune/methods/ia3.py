@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from deltatune.core.leaf import Leaf, ones
-from deltatune.core.method import Category, Leaves, Method, register
+from deltatune.core.method import Category, Leaves, Method, ReviewCategory, register
 from deltatune.core.site import Site
 
 
@@ -24,6 +24,8 @@ class IA3(Method):
     """Gains of keys, values and the inner activation."""
 
     category: ClassVar[Category] = "addition"
+    review_category: ClassVar[ReviewCategory] = "additive"
+    count: ClassVar[str] = "d, at ffn.down i"
     default_at: ClassVar[str] = "attention.k | attention.v | ffn.down"
     learning_rate: ClassVar[float] = 3e-3
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deltatune.core.leaf import Leaf, uniform, zeros
-from deltatune.core.method import Category, Leaves, Method, register
+from deltatune.core.method import Category, Leaves, Method, ReviewCategory, register
 from deltatune.core.site import Site
 from deltatune.primitives.kronecker import cut
 
@@ -34,6 +34,8 @@ class KronA(Method):
     scale: float = 1.0
 
     category: ClassVar[Category] = "reparameterisation"
+    review_category: ClassVar[ReviewCategory] = "reparameterised"
+    count: ClassVar[str] = "d1 i1 + d2 i2"
     default_at: ClassVar[str] = "attention.q | attention.v"
     learning_rate: ClassVar[float] = 1e-3
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from deltatune.core.method import Category, Method, register
+from deltatune.core.method import Category, Method, ReviewCategory, register
 from deltatune.core.select import Form, Values
 from deltatune.core.site import Site
 
@@ -19,7 +19,10 @@ from deltatune.core.site import Site
 class LNTuning(Method):
     """The norms."""
 
+    aliases: ClassVar[tuple[str, ...]] = ("norm_tuning",)
     category: ClassVar[Category] = "specification"
+    review_category: ClassVar[ReviewCategory] = "partial"
+    count: ClassVar[str] = "all of the norm"
     default_at: ClassVar[str] = "norm"
     learning_rate: ClassVar[float] = 1e-3
 

@@ -1,13 +1,14 @@
 """LoHa: W' = W + (alpha / rank) (B1 A1) ⊙ (B2 A2), of rank up to r².
 
-Hyeon-Woo et al. 2021 (FedPara), arXiv:2108.06098; Yeh et al. 2023 (LyCORIS), arXiv:2309.14859. As
-in LyCORIS both A start from N(0, 1), B1 from N(0, 0.01) and B2 at zero.
+Hyeon-Woo et al. 2021, arXiv:2108.06098; Yeh et al. 2023, arXiv:2309.14859. The first is FedPara.
+As in the second, LyCORIS, both A start from N(0, 1), B1 from N(0, 0.01) and B2 at zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -23,6 +24,9 @@ class LoHa(LowRank, Method):
     """The Hadamard product of two low-rank matrices."""
 
     alpha: float = 8.0
+
+    aliases: ClassVar[tuple[str, ...]] = ("fedpara",)
+    count: ClassVar[str] = "2 r (i + d)"
 
     def init(self, site: Site) -> Mapping[str, Leaf]:
         return {

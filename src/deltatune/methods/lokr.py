@@ -1,6 +1,6 @@
 """LoKr: W' = W + (alpha / rank) C ⊗ (B A), a Kronecker product with one factor of low rank.
 
-Yeh et al. 2023 (LyCORIS), arXiv:2309.14859. C takes the smaller factor of each width and starts at
+Yeh et al. 2023, arXiv:2309.14859. C takes the smaller factor of each width and starts at
 zero. Where r is not below half of the larger factor, B A is one dense matrix D and the scale is 1.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class LoKr(LowRank, Method):
 
     alpha: float = 8.0
     factor: int = 0
+
+    count: ClassVar[str] = "d1 i1 + r (d2 + i2)"
 
     def init(self, site: Site) -> Mapping[str, Leaf]:
         o1, o2 = cut(site.outputs, self.factor, self.name, site)

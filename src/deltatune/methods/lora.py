@@ -8,6 +8,7 @@ projection each of queries, keys and values has factors of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,6 +20,8 @@ from deltatune.primitives.low_rank import LowRank
 @dataclass(frozen=True, kw_only=True)
 class LoRA(LowRank, Method):
     """A low-rank difference of a weight matrix."""
+
+    aliases: ClassVar[tuple[str, ...]] = ("lr",)
 
     def factors(self, p: Leaves) -> tuple[Tensor, Tensor]:
         return p["A"], self.scale * p["B"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,6 +22,8 @@ from deltatune.primitives.low_rank import LowRank
 @dataclass(frozen=True, kw_only=True)
 class LoRAFA(LowRank, Method):
     """A low-rank difference of which the upper factor alone is trained."""
+
+    count: ClassVar[str] = "r d"
 
     def init(self, site: Site) -> Mapping[str, Leaf]:
         leaves = super().init(site)

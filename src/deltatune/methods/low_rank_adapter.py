@@ -1,6 +1,6 @@
 """Low-rank adapter: a bottleneck with D = s t and U = u v of rank r.
 
-Mahabadi et al. 2021, arXiv:2106.04647, where it is a baseline of Compacter. The factors start as
+Mahabadi et al. 2021, arXiv:2106.04647. There it is a baseline of Compacter. The factors start as
 Glorot does: not at the identity.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -28,6 +29,9 @@ class LowRankAdapter(Factored, Method):
     """
 
     rank: int = 1
+
+    aliases: ClassVar[tuple[str, ...]] = ("adapter_low_rank",)
+    count: ClassVar[str] = "2 r (d + m) + m + d"
 
     def check(self) -> None:
         super().check()

@@ -25,6 +25,7 @@ class LTSFT(Pruned, Method):
     share: float = 0.05
     turn: float = 0.5
 
+    aliases: ClassVar[tuple[str, ...]] = ("lottery_ticket",)
     learning_rate: ClassVar[float] = 3e-4
 
     def observe(self, score: Tensor, value: Tensor, gradient: Tensor) -> None:

@@ -1,6 +1,6 @@
 """MiSS: y += (Σ_k x_k) D, the input cut into pieces of r features that are summed.
 
-Kang and Yin 2024, arXiv:2409.15371 (there also Bone). In weights W' = W + Dᵀ [I I ... I], a
+Kang and Yin 2024, arXiv:2409.15371. There it is also Bone. In weights W' = W + Dᵀ [I I ... I], a
 difference of rank r of which D (r, out) alone is trained, and which starts at zero.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.leaf import Leaf, fixed, zeros
-from deltatune.core.method import Category, Leaves, Method, register
+from deltatune.core.method import Category, Leaves, Method, ReviewCategory, register
 from deltatune.core.site import Site
 
 
@@ -31,6 +31,8 @@ class MiSS(Method):
     rank: int = 64
 
     category: ClassVar[Category] = "reparameterisation"
+    review_category: ClassVar[ReviewCategory] = "reparameterised"
+    count: ClassVar[str] = "r d"
     default_at: ClassVar[str] = "attention.q | attention.v"
     learning_rate: ClassVar[float] = 1e-3
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -28,6 +29,9 @@ class MultiLoRA(LowRank, Method):
     """
 
     terms: int = 3
+
+    aliases: ClassVar[tuple[str, ...]] = ("multi_lora",)
+    count: ClassVar[str] = "n (r (i + d) + d)"
 
     def check(self) -> None:
         super().check()

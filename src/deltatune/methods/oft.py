@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deltatune.core.leaf import Leaf, zeros
-from deltatune.core.method import Category, Leaves, Method, register
+from deltatune.core.method import Category, Leaves, Method, ReviewCategory, register
 from deltatune.core.site import Site
 from deltatune.primitives.blocks import cayley, pieces, skew
 
@@ -32,6 +32,8 @@ class OFT(Method):
     block: int = 32
 
     category: ClassVar[Category] = "reparameterisation"
+    review_category: ClassVar[ReviewCategory] = "reparameterised"
+    count: ClassVar[str] = "i (b - 1) / 2"
     default_at: ClassVar[str] = "attention.q | attention.v"
     learning_rate: ClassVar[float] = 1e-3
 

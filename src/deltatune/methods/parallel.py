@@ -1,6 +1,6 @@
 """Parallel adapter: y' = y + s (U σ(D x + c) + e), from the input of a sublayer to its output.
 
-He et al. 2022, arXiv:2110.04366 (scaled parallel adapter, there with m = 512 and s = 4). In
+He et al. 2022, arXiv:2110.04366. The scaled parallel adapter, there with m = 512 and s = 4. In
 pre-norm models x is what the sublayer sees, behind the norm.
 """
 
@@ -29,6 +29,8 @@ class Parallel(Bottleneck, Method):
 
     scale: float = 4.0
 
+    aliases: ClassVar[tuple[str, ...]] = ("parallel_adapter", "par_bn", "scaled_pa", "pa")
+    count: ClassVar[str] = "im + md + m + d"
     default_at: ClassVar[str] = "ffn"
 
     def init(self, site: Site) -> Mapping[str, Leaf]:

@@ -1,6 +1,6 @@
 """Adapter, Pfeiffer placement: y' = y + U σ(D y + c) + e after the feed-forward only.
 
-Pfeiffer et al. 2020, arXiv:2005.00247: one bottleneck per block, half the cost of Houlsby's two. In
+Pfeiffer et al. 2020, arXiv:2005.00247. One bottleneck per block, half the cost of Houlsby's two. In
 pre-norm models this is their equation. In post-norm models (BERT) theirs reads LN(h + y) and runs
 the block's norm twice; here the bottleneck reads y itself, as OpenDelta's does.
 """
@@ -21,6 +21,7 @@ from deltatune.primitives.bottleneck import Bottleneck
 class Pfeiffer(Bottleneck, Method):
     """A bottleneck behind every feed-forward."""
 
+    aliases: ClassVar[tuple[str, ...]] = ("pfeiffer_adapter", "single_adapter", "seq_bn")
     default_at: ClassVar[str] = "ffn"
 
     def output(self, x: Tensor, y: Tensor, p: Leaves) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.leaf import Leaf, normal, uniform, zeros
-from deltatune.core.method import Category, Leaves, Method, register
+from deltatune.core.method import Category, Leaves, Method, ReviewCategory, register
 from deltatune.core.site import Site
 
 
@@ -43,7 +43,10 @@ class Prefix(Method):
     bias: bool = True
     per: str = "stack"
 
+    aliases: ClassVar[tuple[str, ...]] = ("prefix_tuning", "prefix_tuning_flat", "pf")
     category: ClassVar[Category] = "addition"
+    review_category: ClassVar[ReviewCategory] = "additive"
+    count: ClassVar[str] = "L (k + v)"
     default_at: ClassVar[str] = "attention"
     learning_rate: ClassVar[float] = 1e-2
     identity: ClassVar[bool] = False

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.leaf import Leaf, given, uniform
-from deltatune.core.method import Category, Leaves, Method, register
+from deltatune.core.method import Category, Leaves, Method, ReviewCategory, register
 from deltatune.core.site import Site
 from deltatune.core.whole import first_parameter
 
@@ -34,7 +34,10 @@ class Prompt(Method):
     length: int = 20
     start: str = "vocabulary"
 
+    aliases: ClassVar[tuple[str, ...]] = ("prompt_tuning", "soft_prompt", "pt")
     category: ClassVar[Category] = "addition"
+    review_category: ClassVar[ReviewCategory] = "additive"
+    count: ClassVar[str] = "L d, once"
     default_at: ClassVar[str] = "embedding"
     learning_rate: ClassVar[float] = 3e-2
     identity: ClassVar[bool] = False

@@ -34,6 +34,8 @@ class PrunedBitFit(Pruned, Method):
     structured: bool = False
     create: bool = True
 
+    count: ClassVar[str] = "d, a share kept"
+    aliases: ClassVar[tuple[str, ...]] = ("u_bitfit", "s_bitfit")
     default_at: ClassVar[str] = "linear | norm"
     learning_rate: ClassVar[float] = 3e-3
 

@@ -1,6 +1,6 @@
 """RED: y' = w ⊙ y + e behind every feed-forward.
 
-Wu et al. 2024, arXiv:2402.15179 (representation editing). w starts at one, e at zero: a Hadamard
+Wu et al. 2024, arXiv:2402.15179. Representation editing. w starts at one, e at zero: a Hadamard
 adapter at another site.
 """
 
@@ -18,4 +18,5 @@ from deltatune.primitives.gains import Gains
 class RED(Gains, Method):
     """A gain and a shift of every feature that a feed-forward gives."""
 
+    aliases: ClassVar[tuple[str, ...]] = ("representation_editing",)
     default_at: ClassVar[str] = "ffn.down"

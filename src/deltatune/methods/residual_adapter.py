@@ -23,6 +23,8 @@ from deltatune.primitives.bottleneck import Bottleneck
 class ResidualAdapter(Bottleneck, Method):
     """A bottleneck behind a norm of its own."""
 
+    aliases: ClassVar[tuple[str, ...]] = ("vlm_adapter",)
+    count: ClassVar[str] = "2dm + m + 3 d"
     default_at: ClassVar[str] = "ffn"
 
     def init(self, site: Site) -> Mapping[str, Leaf]:

@@ -1,6 +1,6 @@
 """RoAd: pairs of output features turned by θ and scaled by α.
 
-Liao and Monz 2024, arXiv:2409.00119, variant 1. Within groups of g features, feature i and feature
+Liao and Monz 2024, arXiv:2409.00119. Variant 1: within groups of g features, feature i and feature
 i + g / 2 make a pair: (y, z) to α (y cos θ - z sin θ, y sin θ + z cos θ). θ starts at zero, α at
 one.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.leaf import Leaf, ones, zeros
-from deltatune.core.method import Category, Leaves, Method, register
+from deltatune.core.method import Category, Leaves, Method, ReviewCategory, register
 from deltatune.core.site import Site
 from deltatune.primitives.blocks import pieces
 
@@ -33,6 +33,8 @@ class RoAd(Method):
     group: int = 64
 
     category: ClassVar[Category] = "reparameterisation"
+    review_category: ClassVar[ReviewCategory] = "reparameterised"
+    count: ClassVar[str] = "d"
     default_at: ClassVar[str] = "attention.q | attention.v"
     learning_rate: ClassVar[float] = 3e-3
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,6 +20,8 @@ from deltatune.primitives.low_rank import LowRank
 @dataclass(frozen=True, kw_only=True)
 class RsLoRA(LowRank, Method):
     """A low-rank difference whose scale suits any rank."""
+
+    aliases: ClassVar[tuple[str, ...]] = ("rs_lora",)
 
     def factors(self, p: Leaves) -> tuple[Tensor, Tensor]:
         return p["A"], self.alpha / math.sqrt(self.rank) * p["B"]

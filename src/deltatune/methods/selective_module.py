@@ -1,9 +1,9 @@
 """Selective-module tuning: W' = v for modules drawn at random until a budget is spent, v starting
 at W.
 
-Ding et al. 2023: matrices of attention and feed-forward and norms, of all blocks, without
-replacement. The draw depends on the seed and on the names of the modules alone, not on their order.
-The budget is passed by at most one module.
+Ding et al. 2023, Nature Machine Intelligence. Matrices of attention and feed-forward and norms, of
+all blocks, without replacement. The draw depends on the seed and on the names of the modules alone,
+not on their order. The budget is passed by at most one module.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.leaf import generator
-from deltatune.core.method import Category, Method, register
+from deltatune.core.method import Category, Method, ReviewCategory, register
 from deltatune.core.select import Form, Values
 from deltatune.core.site import Site
 
@@ -36,6 +36,8 @@ class SelectiveModule(Method):
     seed: int = 0
 
     category: ClassVar[Category] = "specification"
+    review_category: ClassVar[ReviewCategory] = "partial"
+    count: ClassVar[str] = "all of the module"
     default_at: ClassVar[str] = "block.linear | block.norm"
     learning_rate: ClassVar[float] = 3e-4
 

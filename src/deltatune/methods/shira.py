@@ -1,6 +1,6 @@
 """SHiRA: W' = W + S, S zero but for r (in + out) entries at random places.
 
-Bhardwaj et al. 2024, arXiv:2406.13175, its random mask: as many entries as LoRA of rank r has, and
+Bhardwaj et al. 2024, arXiv:2406.13175. Its random mask: as many entries as LoRA of rank r has, and
 of high rank. The places are drawn once and stored; the entries start at zero.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError, TargetError
 from deltatune.core.leaf import Leaf, places, zeros
-from deltatune.core.method import Category, Leaves, Method, register
+from deltatune.core.method import Category, Leaves, Method, ReviewCategory, register
 from deltatune.core.site import Site
 
 
@@ -29,7 +29,10 @@ class SHiRA(Method):
 
     rank: int = 8
 
+    aliases: ClassVar[tuple[str, ...]] = ("sparse_high_rank",)
     category: ClassVar[Category] = "specification"
+    review_category: ClassVar[ReviewCategory] = "partial"
+    count: ClassVar[str] = "r (i + d)"
     default_at: ClassVar[str] = "attention.q | attention.v"
     learning_rate: ClassVar[float] = 3e-3
 

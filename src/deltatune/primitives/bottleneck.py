@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 from deltatune.core.leaf import Leaf, normal, zeros
-from deltatune.core.method import Category
+from deltatune.core.method import Category, ReviewCategory
 from deltatune.core.site import Site
 
 __all__ = ["ACTIVATIONS", "Bottleneck"]
@@ -49,6 +49,8 @@ class Bottleneck:
 
     name: ClassVar[str]
     category: ClassVar[Category] = "addition"
+    review_category: ClassVar[ReviewCategory] = "additive"
+    count: ClassVar[str] = "2dm + m + d"
     default_at: ClassVar[str] = "attention | ffn"
     learning_rate: ClassVar[float] = 1e-3
 

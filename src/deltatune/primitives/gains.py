@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from deltatune.core.leaf import Leaf, ones, zeros
-from deltatune.core.method import Category
+from deltatune.core.method import Category, ReviewCategory
 from deltatune.core.site import Site
 
 __all__ = ["Gains"]
@@ -18,6 +18,8 @@ class Gains:
     """What methods of this form have in common; a method says where they act."""
 
     category: ClassVar[Category] = "addition"
+    review_category: ClassVar[ReviewCategory] = "additive"
+    count: ClassVar[str] = "2 d"
     learning_rate: ClassVar[float] = 3e-3
 
     def init(self, site: Site) -> Mapping[str, Leaf]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.leaf import Leaf, normal
+from deltatune.core.method import ReviewCategory
 from deltatune.core.site import Site
 from deltatune.primitives.blocks import pieces
 from deltatune.primitives.factored import Factored
@@ -33,6 +35,9 @@ class SharedRule(Factored):
 
     terms: int = 4
     rank: int = 1
+
+    review_category: ClassVar[ReviewCategory] = "hybrid"
+    count: ClassVar[str] = "2 r (d + m) + m + d; n³ once"
 
     def check(self) -> None:
         """Raises ConfigurationError for a rank below 1."""

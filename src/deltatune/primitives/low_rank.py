@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError, TargetError
 from deltatune.core.leaf import Leaf, uniform, zeros
-from deltatune.core.method import Category
+from deltatune.core.method import Category, ReviewCategory
 from deltatune.core.site import Site
 
 __all__ = ["LowRank"]
@@ -30,6 +30,8 @@ class LowRank:
 
     name: ClassVar[str]
     category: ClassVar[Category] = "reparameterisation"
+    review_category: ClassVar[ReviewCategory] = "reparameterised"
+    count: ClassVar[str] = "r (i + d)"
     default_at: ClassVar[str] = "attention.q | attention.v"
     learning_rate: ClassVar[float] = 1e-3
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError
-from deltatune.core.method import Category
+from deltatune.core.method import Category, ReviewCategory
 from deltatune.core.policy import Held, Moment
 from deltatune.core.select import Difference, Form
 from deltatune.core.site import Site
@@ -35,6 +35,8 @@ class Pruned:
 
     name: ClassVar[str]
     category: ClassVar[Category] = "specification"
+    review_category: ClassVar[ReviewCategory] = "partial"
+    count: ClassVar[str] = "all of the module, a share kept"
     default_at: ClassVar[str] = "block.linear | block.norm"
     burning: ClassVar[bool] = False  #: whether nothing moves before the turn
     per_tensor: ClassVar[bool] = False  #: whether the share is that of every tensor
