@@ -48,18 +48,21 @@ def plain(name: str) -> str:
 Map = dict[str, str] | Callable[[Leaves], Leaves]
 
 
-def with_peft(method: str, name: str, fields: dict[str, Any], names: Map) -> tuple[Tensor, Tensor]:
+def with_peft(
+    method: str, name: str, fields: dict[str, Any], names: Map, inputs: int = INPUTS
+) -> tuple[Tensor, Tensor]:
     """Our output and that of PEFT's class `name`, in float64, at the same moved leaves.
 
     Args:
         method: in our grammar.
         name, fields: of PEFT's configuration.
         names: theirs to ours, or what makes our leaves of theirs.
+        inputs: the width of what the map reads.
     """
     peft = pytest.importorskip("peft", reason="the extra `peft` is not installed")
     fields = {"target_modules": ["lin"], "init_weights": False, **fields}
     config = getattr(peft, name)(**{k: v for k, v in fields.items() if v is not None})
-    theirs = peft.get_peft_model(Tiny().double(), config)
+    theirs = peft.get_peft_model(Tiny(inputs).double(), config)
     layer = theirs.base_model.model.lin
     held = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
     found = {plain(key): value.detach() for key, value in held.items() if "base" not in key}
@@ -70,9 +73,9 @@ def with_peft(method: str, name: str, fields: dict[str, Any], names: Map) -> tup
     if name in ("FourierFTConfig", "WaveFTConfig"):
         kept = layer.indices if name == "FourierFTConfig" else layer.waveft_indices
         rows, columns = kept["default"]
-        found["places"] = rows * INPUTS + columns
+        found["places"] = rows * inputs + columns
     leaves = names(found) if callable(names) else {ours: found[k] for k, ours in names.items()}
-    x = torch.randn(5, INPUTS, generator=random, dtype=torch.float64)
+    x = torch.randn(5, inputs, generator=random, dtype=torch.float64)
     return output(method, leaves, x), theirs(x)
 
 

@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.methods.linear_map import INPUTS, Tiny, changed
+from tests.methods.linear_map import INPUTS, OUTPUTS, Leaves, Map, Tiny, changed, with_peft
 from torch import Tensor
 
 from deltatune import api
 from deltatune.core.errors import ConfigurationError, TargetError
 from deltatune.core.grammar import parse
 from deltatune.core.method import METHODS
+from deltatune.testing.case import move
+from deltatune.testing.families import FAMILIES
 
+
+def randlora(p: Leaves) -> Leaves:
+    """PEFT pairs rank j of term n with the column of another rank and term, all drawn alike."""
+    rank, terms = p["randlora_lambda"].shape
+    A = p["randlora_A"].flatten(1)
+    B = p["randlora_B"].flatten(1).unflatten(1, (rank, terms)).transpose(1, 2).flatten(1)
+    A, B = (A, B) if B.shape[0] == OUTPUTS else (B.mT, A.mT)
+    return {"A": A, "B": B, "u": p["randlora_lambda"].mT, "v": p["randlora_gamma"]}
+
+
+RANDLORA = {"r": 3, "randlora_alpha": 6}
+ROAD = {"road_theta": "theta", "road_alpha": "alpha"}
+PARITY: dict[str, tuple[str, dict[str, Any], Map]] = {
+    "delora(rank=3)": (
+        "DeloraConfig",
+        {"r": 3},
+        {"delora_A": "A", "delora_B": "B", "delora_lambda": "bound", "delora_w_norm": "norms"},
+    ),
+    "randlora(rank=3, alpha=6.0)": ("RandLoraConfig", RANDLORA, randlora),
+    "vb_lora(rank=3, vectors=10, block=4, chosen=3)": (
+        "VBLoRAConfig",
+        {"r": 3, "num_vectors": 10, "vector_length": 4, "topk": 3, "init_weights": None},
+        lambda p: {
+            "A": p["vblora_logits_A"],
+            "B": p["vblora_logits_B"].transpose(0, 1),
+            "bank": p["vblora_vector_bank"],
+        },
+    ),
+    "road(group=8, variant=2)": ("RoadConfig", {"variant": "road_2", "group_size": 8}, ROAD),
+    "road(group=8, variant=4)": ("RoadConfig", {"variant": "road_4", "group_size": 8}, ROAD),
+    "waveft(coefficients=30, scale=3.0)": (
+        "WaveFTConfig",
+        {"n_frequency": 30, "scaling": 3.0},
+        {"waveft_spectrum": "c", "places": "places"},
+    ),
+}
 SPECTRAL = ("pissa", "milora", "olora")
 
 
@@ -21,6 +61,14 @@ def started(method: str, model: Tiny | None = None) -> dict[str, Tensor]:
     """The leaves of a fresh delta on one linear map."""
     delta = api.attach(Tiny() if model is None else model, method, at="lin")
     return {name.rpartition("/")[2]: value for name, value in delta.tensors().items()}
+
+
+@pytest.mark.filterwarnings("ignore")  # of PEFT, about CUDA and its own names
+@pytest.mark.parametrize("inputs", [INPUTS, 32])
+@pytest.mark.parametrize("method", PARITY)
+def test_the_output_is_that_of_peft(method: str, inputs: int) -> None:
+    ours, theirs = with_peft(method, *PARITY[method], inputs=inputs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")  # of PEFT, about CUDA and its own names
@@ -102,6 +150,150 @@ def test_the_lower_factor_of_lora_plus_learns_faster() -> None:
     assert plus.rank == 3
 
 
+@pytest.mark.filterwarnings("ignore")  # of PEFT, about CUDA and its own names
+def test_waves_are_those_of_peft_where_a_width_is_odd() -> None:
+    method = "waveft(coefficients=30, scale=3.0)"
+    ours, theirs = with_peft(method, *PARITY[method], inputs=15)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_one_wave_changes_four_neighbours_and_keeps_its_energy() -> None:
+    (method,) = parse("waveft(scale=3.0)")
+    for place in (0, 11, 12 * INPUTS, 23 * INPUTS + 15):
+        W = torch.zeros(OUTPUTS, INPUTS)
+        new, _ = method.weight(W, None, {"c": torch.tensor([2.0]), "places": torch.tensor([place])})
+        rows, columns = new.nonzero().unbind(1)
+        assert len(rows) == 4 and int(rows.max() - rows.min()) == int(columns.max() - columns.min())
+        torch.testing.assert_close(new.norm(), torch.tensor(6.0))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(6, 40), st.integers(1, 2), st.booleans(), st.integers(0, 9))
+def test_mora_reads_pieces_and_lays_them_side_by_side(
+    inputs: int, rank: int, rotate: bool, seed: int
+) -> None:
+    width = int((rank * (inputs + OUTPUTS)) ** 0.5 + 0.5)
+    width -= width % 2 if rotate else 0
+    (method,) = parse(f"mora(rank={rank}, rotate={rotate})")
+    if width > min(inputs, OUTPUTS):
+        with pytest.raises(TargetError, match="Choose up to"):
+            api.plan(Tiny(inputs), method, at="lin")
+        return
+    assert api.plan(Tiny(inputs), method, at="lin").trainable == width**2
+    random = torch.Generator().manual_seed(seed)
+    M, x = (
+        torch.randn(shape, generator=random, dtype=torch.float64)
+        for shape in ((width, width), (inputs,))
+    )
+    count = -(-inputs // width)
+    pieces = [
+        torch.stack([x[(n * width + j) % inputs] for j in range(width)]) for n in range(count)
+    ]
+    if rotate:
+        made = torch.cat([M @ turned(piece, n) for n, piece in enumerate(pieces)])
+    else:
+        made = M @ torch.stack(pieces).sum(0)
+    wanted = torch.stack([made[k % len(made)] for k in range(OUTPUTS)])
+    y = torch.zeros(1, OUTPUTS, dtype=torch.float64)
+    torch.testing.assert_close(method.fast(x[None], y, {"M": M})[0], wanted, rtol=1e-5, atol=1e-5)
+    W = torch.zeros(OUTPUTS, inputs, dtype=torch.float64)
+    new, _ = method.weight(W, None, {"M": M})
+    torch.testing.assert_close(new @ x, wanted, rtol=1e-5, atol=1e-5)
+
+
+def turned(piece: Tensor, number: int) -> Tensor:
+    """RoPE of one position, pair by pair."""
+    half, out = len(piece) // 2, piece.clone()
+    for j in range(half):
+        angle = torch.tensor(number / 10000 ** (2 * j / len(piece)), dtype=torch.float64)
+        first, second = piece[j], piece[j + half]
+        out[j] = first * angle.cos() - second * angle.sin()
+        out[j + half] = second * angle.cos() + first * angle.sin()
+    return out
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(0.1, 20.0), st.floats(1e-3, 1e3), st.integers(0, 9))
+def test_delora_is_bounded_and_deaf_to_the_length_of_its_factors(
+    bound: float, length: float, seed: int
+) -> None:
+    (method,) = parse("delora(rank=3)")
+    W, random = Tiny().lin.weight.detach(), torch.Generator().manual_seed(seed)
+    p = {
+        "A": torch.randn(3, INPUTS, generator=random),
+        "B": torch.randn(OUTPUTS, 3, generator=random),
+        "bound": torch.tensor([bound]),
+        "norms": W.norm(dim=0),
+    }
+    new, _ = method.weight(W, None, p)
+    assert float((new - W).norm()) <= bound * float(W.norm(dim=0).max()) * (1 + 1e-5)
+    again, _ = method.weight(W, None, {**p, "A": length * p["A"], "B": p["B"] / length})
+    torch.testing.assert_close(again, new, rtol=1e-3, atol=1e-4)
+
+
+def test_delora_bounds_by_the_norms_of_the_weight() -> None:
+    p = started("delora(rank=3)")
+    torch.testing.assert_close(p["norms"], Tiny().lin.weight.detach().norm(dim=0))
+    assert p["bound"].tolist() == [15.0]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, INPUTS), st.integers(0, 9))
+def test_randlora_reaches_full_rank(rank: int, seed: int) -> None:
+    method = f"randlora(rank={rank})"
+    leaves, terms = started(method), -(-INPUTS // rank)
+    assert api.plan(Tiny(), method, at="lin").trainable == terms * (rank + INPUTS)
+    random = torch.Generator().manual_seed(seed)
+    for name in ("u", "v"):
+        leaves[name] = torch.randn(leaves[name].shape, generator=random)
+    A, B = METHODS["randlora"](rank=rank).factors(leaves)
+    assert int(torch.linalg.matrix_rank((B @ A).double())) == INPUTS
+
+
+def test_pieces_of_vb_lora_are_mixtures_of_the_few_likeliest_vectors() -> None:
+    (method,) = parse("vb_lora(rank=2, vectors=7, block=4, chosen=3)")
+    random = torch.Generator().manual_seed(0)
+    logits, bank = torch.randn(2, 4, 7, generator=random), torch.randn(7, 4, generator=random)
+    A, B = method.factors({"A": logits, "B": torch.randn(2, 6, 7), "bank": bank})
+    assert A.shape == (2, 16) and B.shape == (24, 2)
+    for row in range(2):
+        for piece in range(4):
+            order = logits[row, piece].argsort(descending=True)[:3]
+            shares = logits[row, piece][order].exp()
+            wanted = (shares / shares.sum()) @ bank[order]
+            torch.testing.assert_close(A[row, 4 * piece : 4 * piece + 4], wanted)
+
+
+def test_the_bank_is_one_for_all_sites() -> None:
+    delta = api.attach(
+        FAMILIES["bert"].build(), "vb_lora(rank=2, vectors=6, block=4)", at="attention.q"
+    )
+    assert sum(name.endswith("/bank") for name in delta.tensors()) == 1
+    assert sum(name.endswith("/A") for name in delta.tensors()) > 1
+
+
+@pytest.mark.parametrize("shared", [0, 2])
+def test_heads_have_differences_of_their_own(shared: int) -> None:
+    W, new, _, p = changed(f"kernel_mix(heads=4, rank=2, shared={shared})")
+    wanted = torch.cat([B @ A for A, B in zip(p["A"].split(2), p["B"].split(6), strict=True)])
+    if shared:
+        wanted = wanted + p["shared_B"] @ p["shared_A"]
+    torch.testing.assert_close(new - W, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_at_the_output_of_an_attention_heads_are_columns() -> None:
+    model = FAMILIES["bert"].build()
+    delta = api.attach(model, "kernel_mix(heads=4, rank=2)", at="attention.output")
+    (site, *_), (names, *_) = delta.parts[0].sites, delta.parts[0].names
+    move(delta)
+    p = {name: delta.tensors()[full] for name, full in names.items()}
+    assert p["A"].shape == (2, 32) and p["B"].shape == (32, 8)
+    heads = zip(p["A"].split(8, dim=1), p["B"].split(2, dim=1), strict=True)
+    wanted = site.weight().detach() + torch.cat([B @ A for A, B in heads], dim=1)
+    delta.merge()
+    torch.testing.assert_close(site.module.weight.detach(), wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("method", "error", "words"),
     [
@@ -109,6 +301,19 @@ def test_the_lower_factor_of_lora_plus_learns_faster() -> None:
         ("milora(rank=0)", ConfigurationError, "at least 1"),
         ("lora_xs(rank=17)", TargetError, "adds nothing to 16. Choose 1 to 16"),
         ("lora_plus(ratio=0.0)", ConfigurationError, "above 0"),
+        ("mora(rank=0)", ConfigurationError, "at least 1"),
+        ("mora(rank=7)", TargetError, "17 wide at lin, whose smaller width is 16. Choose up to 6"),
+        ("randlora(rank=17)", TargetError, "Choose 1 to 16"),
+        ("delora(rank=17)", TargetError, "Choose 1 to 16"),
+        ("vb_lora(chosen=300)", ConfigurationError, "chosen from 1 to vectors"),
+        ("vb_lora", TargetError, "Choose one of 1, 2, 4, 8, 16"),
+        ("vb_lora(rank=17)", TargetError, "Choose 1 to 16"),
+        ("kernel_mix(heads=5)", TargetError, "one of 1, 2, 3, 4, 6, 8, 12, 24"),
+        ("kernel_mix(heads=4, rank=7)", TargetError, "features of one as the rank"),
+        ("kernel_mix(shared=-1)", ConfigurationError, "shared from 0"),
+        ("road(variant=3)", ConfigurationError, "variant is 1, 2 or 4"),
+        ("waveft(coefficients=0)", ConfigurationError, "at least 1"),
+        ("waveft", TargetError, "has 384 coefficients"),
     ],
 )
 def test_what_does_not_fit_is_refused(method: str, error: type[Exception], words: str) -> None:
