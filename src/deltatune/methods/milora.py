@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from deltatune.core.method import Method, register
-from deltatune.primitives.spectral import Spectral, triplets
+from deltatune.primitives.spectral import Spectral, balanced
 
 
 @register("milora")
@@ -21,6 +21,4 @@ class MiLoRA(Spectral, Method):
     """A low-rank difference that begins in the minor directions of the weight."""
 
     def start(self, W: Tensor) -> tuple[Tensor, Tensor]:
-        U, S, V = triplets(W, slice(-self.rank, None))
-        root = (S / self.scale).sqrt()
-        return root[:, None] * V, U * root
+        return balanced(W, slice(-self.rank, None), self.scale)

@@ -17,7 +17,7 @@ from deltatune.core.site import Site
 from deltatune.core.storage import wide
 from deltatune.primitives.low_rank import LowRank
 
-__all__ = ["Decomposition", "Spectral", "triplets"]
+__all__ = ["Decomposition", "Spectral", "balanced", "triplets"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,15 @@ def triplets(W: Tensor, kept: slice) -> tuple[Tensor, Tensor, Tensor]:
     """U [outputs, kept], S [kept] and Vᵀ [kept, inputs] of a weight, singular values falling."""
     U, S, V = torch.linalg.svd(W, full_matrices=False)
     return U[:, kept], S[kept], V[kept]
+
+
+def balanced(W: Tensor, kept: slice, scale: float) -> tuple[Tensor, Tensor]:
+    """A [kept, inputs] and B [outputs, kept], roots of singular values in both: scale B A is that
+    part of the weight.
+    """
+    U, S, V = triplets(W, kept)
+    root = (S / scale).sqrt()
+    return root[:, None] * V, U * root
 
 
 @dataclass(frozen=True, kw_only=True)
