@@ -38,7 +38,7 @@ CATALOGUE = (
     "hira(rank=3)",
     "hra(rank=4)",
     "ia3",
-    "kernel_mix(heads=4, rank=2, shared=1)",
+    "kernel_mix(heads=4, rank=2, shared=1, at='attention.q | attention.output')",
     "krona",
     "ln_tuning",
     "loha(rank=3)",

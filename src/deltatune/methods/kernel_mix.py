@@ -40,7 +40,7 @@ class KernelMix(Method):
 
     category: ClassVar[Category] = "reparameterisation"
     review_category: ClassVar[str] = "reparameterised"
-    default_at: ClassVar[str] = "attention.q | attention.v | attention.output"
+    default_at: ClassVar[str] = "attention.q | attention.v"
     learning_rate: ClassVar[float] = 1e-3
     count: ClassVar[str] = "h r i + r d, at `attention.output` r i + h r d, h the heads"
 

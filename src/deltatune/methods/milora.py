@@ -18,7 +18,7 @@ from deltatune.primitives.spectral import Spectral, balanced
 @register("milora")
 @dataclass(frozen=True, kw_only=True)
 class MiLoRA(Spectral, Method):
-    """A low-rank difference that begins in the minor directions of the weight."""
+    """A low-rank difference that begins in the minor directions."""
 
     def start(self, W: Tensor) -> tuple[Tensor, Tensor]:
         return balanced(W, slice(-self.rank, None), self.scale)

@@ -18,7 +18,7 @@ from deltatune.primitives.spectral import Spectral, balanced
 @register("pissa")
 @dataclass(frozen=True, kw_only=True)
 class PiSSA(Spectral, Method):
-    """A low-rank difference that begins in the principal directions of the weight."""
+    """A low-rank difference that begins in the principal directions."""
 
     def start(self, W: Tensor) -> tuple[Tensor, Tensor]:
         return balanced(W, slice(self.rank), self.scale)
