@@ -16,6 +16,7 @@ TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "primitives": (
         frozenset(
             {"core.errors", "core.leaf", "core.method", "core.policy", "core.select", "core.site"}
+            | {"core.storage"}
         ),
         frozenset({"torch"}),
     ),

@@ -41,8 +41,6 @@ EXCLUDED = {
     "Diff pruning / fixed sparse mask at 0.5%": "masks over single entries come later",
     "Random-subset tuning": "masks over single entries come later",
     "AdaLoRA (initial rank 12)": "relatives of LoRA come later",
-    "RandLoRA": "relatives of LoRA come later",
-    "VB-LoRA": "relatives of LoRA come later",
     "LLaMA-Adapter": "gated prefixes come later",
     "P-tuning v1 (MLP encoder)": "prompt encoders come later",
     "P-tuning v1 (BiLSTM encoder)": "prompt encoders come later",
@@ -182,6 +180,8 @@ PAPER: dict[str, str] = {
     "G252": "miss(rank=64, at='block.linear')",
     "G253": "c3a(block=256)",
     "G254": "road",
+    "G256": "randlora",
+    "G257": "vb_lora",
 }
 # Their number of parameters is printed in round figures only.
 ROUNDED_BASE = {"deberta-v2-xxl (48 x 1536)", "deberta-v3-base (12 x 768 x 3072)"}

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.methods.linear_map import (
+    INPUTS,
+    OUTPUTS,
+    Leaves,
+    Map,
+    Tiny,
+    changed,
+    output,
+    with_peft,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,38 +26,6 @@ from deltatune.core.errors import ConfigurationError, TargetError
 from deltatune.core.grammar import parse
 from deltatune.primitives.blocks import cayley, skew
 
-INPUTS, OUTPUTS = 16, 24
-Leaves = dict[str, Tensor]
-
-
-class Tiny(nn.Module):
-    """One linear map."""
-
-    def __init__(self, inputs: int = INPUTS, outputs: int = OUTPUTS) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.lin = nn.Linear(inputs, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.lin(x)
-        return out
-
-
-def output(method: str, leaves: Leaves, x: Tensor) -> Tensor:
-    """What one linear map gives with a method whose leaves are these."""
-    model = Tiny(x.shape[-1]).double()
-    delta = api.attach(model, method, at="lin")
-    for name, place in delta.bank.read(0).items():
-        if name.rpartition("/")[2] in leaves:
-            with torch.no_grad():
-                place.copy_(leaves[name.rpartition("/")[2]])
-    out: Tensor = model(x)
-    return out
-
-
-def plain(name: str) -> str:
-    return name.replace(".default", "").replace("default", "").removesuffix(".weight").strip(".")
-
 
 def gralora(p: Leaves) -> Leaves:
     """PEFT lays the ranks of a row of blocks side by side."""
@@ -56,17 +33,29 @@ def gralora(p: Leaves) -> Leaves:
     return {"A": A.permute(2, 0, 3, 1), "B": B.permute(0, 1, 3, 2)}
 
 
-Map = dict[str, str] | Callable[[Leaves], Leaves]
 PAIR = {"lora_A": "A", "lora_B": "B"}
+DRAWN = {"init_lora_weights": False, "init_weights": None}  # the words of its LoraConfig alone
 PARITY: dict[str, tuple[str, dict[str, Any], Map]] = {
     "dora(rank=3, alpha=6.0)": (
         "LoraConfig",
-        {"r": 3, "lora_alpha": 6, "use_dora": True, "init_lora_weights": False},
+        {
+            "r": 3,
+            "lora_alpha": 6,
+            "use_dora": True,
+            "init_lora_weights": False,
+            "init_weights": None,
+        },
         {**PAIR, "lora_magnitude_vector": "m"},
     ),
     "rslora(rank=4, alpha=6.0)": (
         "LoraConfig",
-        {"r": 4, "lora_alpha": 6, "use_rslora": True, "init_lora_weights": False},
+        {
+            "r": 4,
+            "lora_alpha": 6,
+            "use_rslora": True,
+            "init_lora_weights": False,
+            "init_weights": None,
+        },
         PAIR,
     ),
     "loha(rank=3, alpha=6.0)": (
@@ -124,46 +113,8 @@ PARITY: dict[str, tuple[str, dict[str, Any], Map]] = {
 @pytest.mark.filterwarnings("ignore")  # of PEFT, about CUDA and its own names
 @pytest.mark.parametrize("method", PARITY)
 def test_the_output_is_that_of_peft(method: str) -> None:
-    peft = pytest.importorskip("peft", reason="the extra `peft` is not installed")
-    name, fields, names = PARITY[method]
-    fields = {"target_modules": ["lin"], "init_weights": False, **fields}
-    config = getattr(peft, name)(
-        **{k: v for k, v in fields.items() if v is not None and not _is_lora(name, k)}
-    )
-    theirs = peft.get_peft_model(Tiny().double(), config)
-    layer = theirs.base_model.model.lin
-    held = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
-    found = {plain(key): value.detach() for key, value in held.items() if "base" not in key}
-    random = torch.Generator().manual_seed(1)
-    for key, value in found.items():  # some of PEFT's own starts are the identity
-        if value.is_floating_point() and key not in ("vera_A", "vera_B", "boft_P"):
-            value.add_(0.3 * torch.randn(value.shape, generator=random, dtype=torch.float64))
-    if name == "FourierFTConfig":
-        rows, columns = layer.indices["default"]
-        found["places"] = rows * INPUTS + columns
-    leaves = names(found) if callable(names) else {ours: found[k] for k, ours in names.items()}
-    x = torch.randn(5, INPUTS, generator=random, dtype=torch.float64)
-    torch.testing.assert_close(output(method, leaves, x), theirs(x), rtol=1e-5, atol=1e-5)
-
-
-def _is_lora(name: str, field: str) -> bool:
-    return name == "LoraConfig" and field == "init_weights"
-
-
-def changed(method: str, inputs: int = INPUTS) -> tuple[Tensor, Tensor, Tensor, Leaves]:
-    """(W, W', b', leaves) of a map with a method whose leaves were moved."""
-    model = Tiny(inputs)
-    delta = api.attach(model, method, at="lin")
-    random = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for row in delta.bank.slots:
-            row.add_(0.3 * torch.randn(row.shape, generator=random))
-    W = model.lin.weight.detach().clone()
-    leaves = {name.rpartition("/")[2]: v.detach() for name, v in delta.bank.read(0).items()}
-    (method_,) = parse(method)
-    new, bias = method_.weight(W, model.lin.bias.detach(), leaves)
-    assert bias is not None
-    return W, new, bias, leaves
+    ours, theirs = with_peft(method, *PARITY[method])
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["oft(block=4)", "hra(rank=4)", "hra(rank=2)"])

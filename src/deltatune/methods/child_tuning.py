@@ -1,8 +1,8 @@
 """Child-Tuning, task-driven: W' = W + D, D zero but where the Fisher information is large.
 
-Xu et al. 2021, arXiv:2109.05687, its variant D. The information is the mean of g² over the steps
-before the turn, in which nothing moves, of clipped gradients of batches, as in the authors' code.
-The share is kept of all sites together. Variant F, fresh masks in every step, is
+Xu et al. 2021, arXiv:2109.05687. Variant D of the paper. The information is the mean of g² over the
+steps before the turn, in which nothing moves, of clipped gradients of batches, as in the authors'
+code. The share is kept of all sites together. Variant F, fresh masks in every step, is
 `child_tuning_free`.
 """
 

@@ -1,8 +1,8 @@
 """Child-Tuning, task-free: W' = W + D, in every step a random share of the gradient's entries.
 
-Xu et al. 2021, arXiv:2109.05687, its variant F: g is multiplied by a mask of Bernoulli(share) /
-share, drawn anew in every step, before the optimiser reads it. In the mean that is g. D is dense in
-the end: it spares neither memory nor storage.
+Xu et al. 2021, arXiv:2109.05687. Variant F of the paper: g is multiplied by a mask of
+Bernoulli(share) / share, drawn anew in every step, before the optimiser reads it. In the mean that
+is g. D is dense in the end: it spares neither memory nor storage.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """LT-SFT: W' = W + D, D zero but for the entries that moved most when all were trained.
 
-Ansell et al. 2022, arXiv:2110.07560, the lottery-ticket sparse fine-tuning. Everything is trained
-up to the turn; the share that lies farthest from its start is kept, goes back and is trained alone.
-One round, where the authors may take several; the learning rate goes on where it was. Training
-takes the memory of full tuning; what is stored is the kept entries.
+Ansell et al. 2022, arXiv:2110.07560. Lottery-ticket sparse fine-tuning. Everything is trained up to
+the turn; the share that lies farthest from its start is kept, goes back and is trained alone. One
+round, where the authors may take several; the learning rate goes on where it was. Training takes
+the memory of full tuning; what is stored is the kept entries.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """RoAd: pairs of output features turned by θ and scaled by α.
 
-Liao and Monz 2024, arXiv:2409.00119. Variant 1: within groups of g features, feature i and feature
-i + g / 2 make a pair: (y, z) to α (y cos θ - z sin θ, y sin θ + z cos θ). θ starts at zero, α at
-one.
+Liao and Monz 2024, arXiv:2409.00119. Within groups of g features, feature i and feature i + g / 2
+make a pair: (y, z) to α (y cos θ - z sin θ, y sin θ + z cos θ). In variant 2 the two rows of this
+matrix have a θ and an α each, in variant 4 all four entries. θ starts at zero, α at one.
 """
 
 from __future__ import annotations
@@ -28,23 +28,28 @@ class RoAd(Method):
 
     Attributes:
         group: g, even; divides the width of the output.
+        variant: 1, 2 or 4: how many θ, and how many α, a pair has.
     """
 
     group: int = 64
+    variant: int = 1
 
     category: ClassVar[Category] = "reparameterisation"
     review_category: ClassVar[ReviewCategory] = "reparameterised"
-    count: ClassVar[str] = "d"
+    count: ClassVar[str] = "d times the variant"
     default_at: ClassVar[str] = "attention.q | attention.v"
     learning_rate: ClassVar[float] = 3e-3
 
     def check(self) -> None:
         if self.group < 2 or self.group % 2:
             raise ConfigurationError(f"road: group is an even number; it is {self.group}.")
+        if self.variant not in (1, 2, 4):
+            raise ConfigurationError(f"road: variant is 1, 2 or 4; it is {self.variant}.")
 
     def init(self, site: Site) -> Mapping[str, Leaf]:
         pieces(site.outputs, self.group, self.name, site)
-        return {"theta": zeros(site.outputs // 2), "alpha": ones(site.outputs // 2)}
+        size = self.variant * site.outputs // 2
+        return {"theta": zeros(size), "alpha": ones(size)}
 
     def weight(self, W: Tensor, b: Tensor | None, p: Leaves) -> tuple[Tensor, Tensor | None]:
         return self._turn(W.mT, p).mT, b if b is None else self._turn(b, p)
@@ -54,11 +59,14 @@ class RoAd(Method):
 
     def _turn(self, y: Tensor, p: Leaves) -> Tensor:
         """The features, last, in pairs."""
-        halves = (-1, 2, self.group // 2)
-        first, second = torch.unflatten(y, -1, halves).unbind(-2)
-        cos, sin = (
-            torch.unflatten(p["alpha"] * f(p["theta"]), -1, (-1, self.group // 2))
-            for f in (torch.cos, torch.sin)
+        half = self.group // 2
+        theta, alpha = (
+            torch.unflatten(p[n], -1, (-1, self.variant, half)) for n in ("theta", "alpha")
         )
-        pairs = torch.stack([cos * first - sin * second, sin * first + cos * second], dim=-2)
-        return pairs.flatten(-3)
+        cos, sin = alpha * theta.cos(), alpha * theta.sin()
+        if self.variant == 4:
+            cos, sin = cos[..., :2, :], sin[..., 2:, :]
+        pairs = torch.unflatten(y, -1, (-1, 2, half))
+        first, second = pairs.unbind(-2)
+        turned = torch.stack([-second, first], dim=-2)
+        return (cos * pairs + sin * turned).flatten(-3)
