@@ -99,7 +99,7 @@ def soup_by_score(
 
         def scored(chosen: Sequence[int]) -> float:
             made.bank.write(0, _mean(made, [held[k] for k in chosen], shares(None, len(chosen))))
-            with resting(members):
+            with resting(members), torch.no_grad():
                 return float(score(made))
 
         alone = [scored([k]) for k in range(len(members))]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from deltatune.composition.change import Change, Product, add, effective
@@ -55,8 +56,8 @@ def lorahub(
 
     Args:
         deltas: at least two deltas, or (delta, slot), of one model.
-        objective: the loss with the attached delta that it is called with; the members are switched
-            off meanwhile.
+        objective: the loss with the attached delta that it is called with, without gradients; the
+            members are switched off meanwhile.
         evaluations: how often it may be called, the start included.
         bound: of every weight.
         penalty: times the mean of |w|, added to the loss.
@@ -78,7 +79,7 @@ def lorahub(
         found: list[float] = []
         for point in points:
             write(scratch, add(changes, point.tolist()))
-            with resting(members):
+            with resting(members), torch.no_grad():
                 found.append(float(objective(scratch)) + penalty * float(np.abs(point).mean()))
         return found
 
