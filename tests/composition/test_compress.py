@@ -13,6 +13,7 @@ from tests.composition.plain import MODEL, SEEDS, change, flat
 from torch import Tensor
 
 from deltatune import api
+from deltatune.backbones.load import load_backbone
 from deltatune.composition import Change, add, as_delta, dare, effective
 from deltatune.composition.change import Product
 from deltatune.core.errors import ConfigurationError, UnsupportedError
@@ -111,6 +112,49 @@ def test_it_merges_and_comes_out_again() -> None:
         composed.unmerge()
     composed.detach()
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_is_taken_away_is_unlearnt() -> None:
+    """A small change that lowers a loss raises it when it is taken away."""
+    kin = FAMILIES["llama"]
+    model, batch = kin.build(), kin.batch()
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    delta = api.attach(model, "lora(rank=2) + bitfit(at='norm')")
+    optimiser = torch.optim.SGD(delta.parameters(), lr=0.05)
+    for _ in range(5):
+        optimiser.zero_grad()
+        model(**batch, labels=labels).loss.backward()
+        optimiser.step()
+
+    @torch.no_grad()
+    def loss() -> float:
+        return float(model(**batch, labels=labels).loss)
+
+    learnt, moved = loss(), effective(delta)
+    delta.detach()
+    base = loss()
+    as_delta(-moved)
+    assert learnt < base - 1e-3 and loss() > base + 1e-3
+
+
+def test_a_quantised_base_takes_part() -> None:
+    """On int8 the change is one of the numbers that the weights stand for."""
+    model = load_backbone("t5-nano", quantise="int8").model
+    a = api.attach(model, "dora(rank=2, at='encoder.attention.q')")
+    b = api.attach(model, "lora(rank=2, at='encoder.attention.q')", seed=1)
+    move(a)
+    move(b, 1)
+    one = effective(b)
+    both = effective(a) + one
+    wanted = {name: value.clone() for name, value in both.items()}
+    a.detach()
+    b.detach()
+    for each in (one, both):
+        composed = as_delta(each)
+        assert composed.error < 1e-6
+        composed.delta.detach()
+    found = effective(as_delta(both).delta)
+    assert all(torch.allclose(found[name], wanted[name], atol=1e-6) for name in wanted)
 
 
 def test_a_cut_of_full_fine_tuning() -> None:

@@ -86,8 +86,8 @@ def blackbox(
     projection = drawn * (scale * spread / dimension**0.5)
 
     def prompts(points: Points) -> Tensor:
-        z = torch.from_numpy(points).float()
-        return origin + (z @ projection.mT).view(-1, *origin.shape)
+        moves: Tensor = torch.from_numpy(points).float() @ projection.mT
+        return origin + moves.view(-1, *origin.shape)
 
     def losses(points: Points) -> Sequence[float]:
         found = objective(prompts(points))
