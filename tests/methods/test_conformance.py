@@ -47,6 +47,7 @@ CATALOGUE = (
     "multilora(rank=2)",
     "oft(block=4)",
     "phm_adapter(bottleneck=4, terms=2)",
+    "random_subset(share=0.2, at='block.linear | norm')",
     "red",
     "residual_adapter(bottleneck=4)",
     "road(group=4)",

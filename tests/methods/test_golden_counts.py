@@ -38,8 +38,6 @@ ROWS = list(csv.DictReader(TABLE.read_text(encoding="utf-8").splitlines()))
 EXCLUDED = {
     "Intrinsic SAID": "intrinsic dimension comes later",
     "Intrinsic prompt tuning (stage 2)": "intrinsic dimension comes later",
-    "Diff pruning / fixed sparse mask at 0.5%": "masks over single entries come later",
-    "Random-subset tuning": "masks over single entries come later",
     "AdaLoRA (initial rank 12)": "relatives of LoRA come later",
     "RandLoRA": "relatives of LoRA come later",
     "VB-LoRA": "relatives of LoRA come later",
@@ -93,6 +91,9 @@ GENERIC: dict[tuple[str, str], str] = {
         "every existing bias incl. LayerNorm, head excluded",
     ): "bitfit(create=False, at='block.linear | norm')",
     ("LN-tuning", "every norm weight (and bias), head norm excluded"): "ln_tuning",
+    ("Random-subset tuning", "uniform random coordinates"): "random_subset",
+    # Its mask is learned; what it stores is as large.
+    ("Diff pruning / fixed sparse mask at 0.5%", "all parameters"): "random_subset",
     ("(IA)3", "K and V outputs of every attention, FFN inner activation"): "ia3",
     ("(IA)3", "k,v of every attention, FFN inner"): "ia3",
     (

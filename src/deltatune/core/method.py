@@ -118,7 +118,9 @@ class Method(abc.ABC):
         return {}
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        """Which of the sites found at `at` to use. All of them, unless a method knows better."""
+        """Which of the sites found at `at` to use. All of them, unless a method knows better; one
+        that spends a budget over all of them says in `Site.allotted` what falls to each.
+        """
         return sites
 
     def idle(self, site: Site, leaf: str) -> bool:
