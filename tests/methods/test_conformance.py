@@ -43,6 +43,7 @@ CATALOGUE = (
     "lokr(rank=1)",
     "lora_fa(rank=3)",
     "low_rank_adapter(bottleneck=4)",
+    "masking",
     "miss(rank=3)",
     "multilora(rank=2)",
     "oft(block=4)",

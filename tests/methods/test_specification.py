@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from deltatune import api
 from deltatune.core.errors import ConfigurationError, TargetError
+from deltatune.methods.masking import Masking
 from deltatune.methods.random_subset import RandomSubset, _split
 from deltatune.testing.case import close, move
 from deltatune.testing.families import FAMILIES
@@ -63,7 +67,13 @@ class Pair(nn.Module):
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__()
+        torch.manual_seed(0)
         self.maps = nn.ModuleDict({name: nn.Linear(30, 30) for name in (first, second)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in sorted(self.maps):
+            x = self.maps[name](x)
+        return x
 
 
 def test_the_set_depends_on_seed_and_names_alone() -> None:
@@ -85,3 +95,44 @@ def test_a_budget_that_is_empty_is_refused() -> None:
             RandomSubset(share=share)
     with pytest.raises(TargetError, match=r"of 1860 entries is none. Choose 0.00054 or more"):
         api.plan(Pair("a", "b"), "random_subset(share=0.0001)")
+
+
+def test_a_mask_is_trained_through_and_saved_as_bits(tmp_path: Path) -> None:
+    model = Pair("a", "b")
+    W = model.maps["b"].weight.detach().clone()
+    delta = api.attach(model, "masking(sparsity=0.25)", at="b")
+    (m,) = delta.bank.read(0).values()
+    assert float((m < 0.01).double().mean()) == pytest.approx(0.25, abs=0.05)
+    move(delta)
+    x = torch.randn(6, 30, generator=torch.Generator().manual_seed(1))
+    hidden = model.maps["a"](x).detach()
+    y = model(x)
+    kept = m.detach() >= 0.01
+    close(y, hidden @ (W * kept).mT + model.maps["b"].bias)
+    y.square().sum().backward()
+    straight = (2 * y.detach()).mT @ hidden * W
+    (slot,) = delta.bank.slots
+    assert slot.grad is not None
+    close(slot.grad.view_as(W), straight)
+
+    folder = api.save(delta, tmp_path / "mask")
+    (stored,) = api.load(folder, Pair("a", "b")).tensors().values()
+    assert stored.dtype == torch.uint8 and stored.numel() == -(-900 // 8)
+    assert numpy.unpackbits(stored.numpy(), bitorder="little")[:900].tolist() == [
+        int(one) for one in kept.flatten()
+    ]
+    delta.merge()
+    assert torch.equal(model.maps["b"].weight, W * kept)
+
+
+def test_a_mask_with_all_on_is_the_base() -> None:
+    kin = FAMILIES["gpt2"]
+    base = kin.logits(kin.build(), kin.batch())
+    for method in ("masking(sparsity=0.0)", "masking(packed=True)"):
+        model = kin.build()
+        api.attach(model, method)
+        assert torch.equal(kin.logits(model, kin.batch()), base)
+    with pytest.raises(ConfigurationError, match="a packed mask has no scores"):
+        Masking(packed=True, sparsity=0.2)
+    with pytest.raises(ConfigurationError, match=r"sparsity must lie in \[0, 1\)"):
+        Masking(sparsity=1.0)
