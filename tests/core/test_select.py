@@ -98,18 +98,30 @@ def test_last_layer_equals_training_the_backbone_itself(family: str) -> None:
         start += wanted.numel()
 
 
-def test_a_tied_parameter_is_one_leaf_and_acts_wherever_it_is_used() -> None:
+@pytest.mark.parametrize("target", ["embedding | head", "embedding", "head", "*"])
+def test_a_tied_parameter_is_one_leaf_and_acts_wherever_it_is_used(target: str) -> None:
     kin = FAMILIES["gpt2"]
     model, native = kin.build(), kin.build()
-    delta = api.attach(model, "last_layer(at='embedding | head')")
-    assert delta.bank.numel == sum(
-        native.get_parameter(f"transformer.{name}.weight").numel() for name in ("wte", "wpe")
-    )
+    delta = api.attach(model, f"last_layer(at={target!r})")
+    (name,) = [n for n in delta.tensors() if "wte" in n or "lm_head" in n]
+    assert {link.site.path for link in delta.links if name in link.names.values()} == {
+        "transformer.wte",
+        "lm_head",
+    }
     with torch.no_grad():
-        leaf = delta.bank.read(0)["last_layer/transformer.wte/weight"]
-        leaf.mul_(1.5)
+        delta.bank.read(0)[name].mul_(1.5)
         native.transformer.wte.weight.mul_(1.5)
     close(kin.logits(model, kin.batch()), kin.logits(native, kin.batch()))
+
+
+def test_what_a_tied_module_is_never_called_for_is_not_dead() -> None:
+    kin = FAMILIES["t5"]
+    model = kin.build()
+    delta = api.attach(model, "last_layer(at='*')")
+    assert delta.bank.numel == api.plan(model, "last_layer").base
+    kin.logits(model, kin.batch())
+    assert "shared" in {link.site.path for link in delta.links}
+    assert delta.dead_sites() == []
 
 
 def test_two_differences_and_values_on_one_parameter_add_up() -> None:

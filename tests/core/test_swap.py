@@ -39,7 +39,7 @@ def bank(method: str = "lora(rank=2)") -> Delta:
 @pytest.mark.parametrize("method", [one for one in METHODS if one != "full"])
 def test_it_gives_what_loading_gives(method: str, tmp_path: Path) -> None:
     case = Case(method, "bert")
-    stored = str(parse(method)).replace("reparameterise=True", "reparameterise=False")
+    stored = " + ".join(str(one.stored()) for one in parse(method))
     folder = saved(tmp_path, method)
     held = bank(stored)
     other = {name: value.clone() for name, value in held.tensors(0).items()}
@@ -81,6 +81,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     held = bank()
     with pytest.raises(ArtefactError, match="a delta of its own"):
         swap(held, saved(tmp_path, "bitfit", seed=1))
+    for method in ("masking", "prefix(length=2, reparameterise=True)"):  # what is saved is plain
+        with pytest.raises(ArtefactError, match="a delta of its own"):
+            swap(bank(method), saved(tmp_path / method, method))
     with pytest.raises(ArtefactError, match="is no delta"):
         swap(held, tmp_path / "nothing")
     folder = saved(tmp_path)

@@ -7,7 +7,7 @@ leaves the model as it was found when it is detached.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -21,12 +21,9 @@ from deltatune.core.in_place import InPlaceBank
 from deltatune.core.layout import Part, layout, leaves_of
 from deltatune.core.link import Link
 from deltatune.core.merging import Kept, merge, unmerge
-from deltatune.core.method import Method
 from deltatune.core.per_thread import PerThread
 from deltatune.core.rows import Rows
 from deltatune.core.seam import SEAMS
-from deltatune.core.select import Form
-from deltatune.core.site import Site
 
 __all__ = ["Delta", "attach", "deltas_of"]
 
@@ -79,9 +76,9 @@ class Delta(nn.Module):
                 leaves, len(seeds), torch.device("cpu") if device.type == "meta" else device
             )
         self.links = [
-            Link(self, part.key, part.method, site, names, _forms(part.method, site))
+            Link(self, part.key, part.method, site, names, forms)
             for part in parts
-            for site, names in zip(part.sites, part.names, strict=True)
+            for site, names, forms in zip(part.sites, part.names, part.forms, strict=True)
         ]
         self.training = False
 
@@ -331,13 +328,18 @@ class Delta(nn.Module):
         return found
 
     def dead_sites(self) -> list[str]:
-        """Sites whose module no forward has called since the delta was attached."""
-        host = self.host
-        called = {id(chain.module) for chain in host.chains if chain.called}
+        """Sites whose module no forward has called since the delta was attached, unless all that
+        they hold is tied to what one has called.
+        """
+        called = {id(chain.module) for chain in self.host.chains if chain.called}
+        alive = [link for link in self.links if id(link.site.module) in called]
+        used = {name for link in alive for name in link.names.values()}
         return [
             link.site.name
             for link in self.links
-            if link.method.face not in SEAMS and id(link.site.module) not in called
+            if link.method.face not in SEAMS
+            and id(link.site.module) not in called
+            and not (link.method.face == "select" and used.issuperset(link.names.values()))
         ]
 
     def merge(self, slot: int = 0) -> None:
@@ -361,10 +363,6 @@ class Delta(nn.Module):
     def extra_repr(self) -> str:
         """What its repr says."""
         return f"{self.name}, slots={self.slots}, trainable={self.bank.numel:,}"
-
-
-def _forms(method: Method, site: Site) -> Mapping[str, Form]:
-    return method.select(site) if method.face == "select" else {}
 
 
 def attach(

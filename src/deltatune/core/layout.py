@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -13,10 +13,12 @@ from deltatune.core.in_place import in_place_leaves
 from deltatune.core.leaf import Leaf
 from deltatune.core.method import Method
 from deltatune.core.quantised import format_of
+from deltatune.core.roles import places
 from deltatune.core.seam import SEAMS
+from deltatune.core.select import Form
 from deltatune.core.site import Site
 from deltatune.core.storage import storage_of
-from deltatune.core.target import find_sites
+from deltatune.core.target import find_sites, site_at
 
 __all__ = ["Part", "layout", "leaves_of"]
 
@@ -29,6 +31,7 @@ class Part:
         key: the prefix of its leaves: the method's name, with a number where it occurs again.
         names: for each site, the method's leaf names to full names.
         leaves: full names to descriptions, tied ones once.
+        forms: of a `select` method, for each site, the parameters that it tunes.
     """
 
     key: str
@@ -36,6 +39,23 @@ class Part:
     sites: tuple[Site, ...]
     names: tuple[Mapping[str, str], ...]
     leaves: Mapping[str, Leaf]
+    forms: tuple[Mapping[str, Form], ...] = ()
+
+
+@dataclass
+class _Placed:
+    """A site with what a method keeps there.
+
+    Attributes:
+        own: the method's leaf names to descriptions.
+        holders: leaf names to the name of the site under which the leaf is kept.
+        forms: of a `select` method, the parameters that it tunes.
+    """
+
+    site: Site
+    own: dict[str, Leaf] = field(default_factory=dict)
+    holders: dict[str, str] = field(default_factory=dict)
+    forms: dict[str, Form] = field(default_factory=dict)
 
 
 def layout(model: nn.Module, expression: Expression) -> tuple[Part, ...]:
@@ -57,25 +77,30 @@ def layout(model: nn.Module, expression: Expression) -> tuple[Part, ...]:
             found = SEAMS[method.face].sites(model, method.target)
         else:
             found = find_sites(model, method.target, method.face)
-        sites = tuple(method.choose(found))
-        names: list[dict[str, str]] = []
-        leaves: dict[str, Leaf] = {}
-        holders: dict[int, str] = {}
-        for site in sites:
-            own = method.init(site)
-            names.append(
-                {
-                    n: f"{key}/{leaf.tie or _holder(site, n, method, holders)}/{n}"
-                    for n, leaf in own.items()
-                }
-            )
-            leaves |= {names[-1][n]: leaf for n, leaf in own.items()}
+        sites = method.choose(found)
+        if method.face == "select":
+            placed = _selected(model, method, sites)
+        else:
+            placed = [_Placed(site, dict(method.init(site))) for site in sites]
+        names = [
+            {
+                n: f"{key}/{leaf.tie or one.holders.get(n, one.site.name)}/{n}"
+                for n, leaf in one.own.items()
+            }
+            for one in placed
+        ]
+        leaves = {
+            full[n]: leaf
+            for one, full in zip(placed, names, strict=True)
+            for n, leaf in one.own.items()
+        }
         if not leaves:
             raise TargetError(
                 f"{method.name} finds nothing to tune at {method.target!r}. "
                 "Choose a target whose modules have what it tunes."
             )
-        parts.append(Part(key, method, sites, tuple(names), leaves))
+        held, forms = tuple(one.site for one in placed), tuple(one.forms for one in placed)
+        parts.append(Part(key, method, held, tuple(names), leaves, forms))
     _check_weights(parts)
     return tuple(parts)
 
@@ -85,12 +110,40 @@ def leaves_of(parts: Sequence[Part]) -> dict[str, Leaf]:
     return {name: leaf for part in parts for name, leaf in part.leaves.items()}
 
 
-def _holder(site: Site, leaf: str, method: Method, holders: dict[int, str]) -> str:
-    """The site under whose name a leaf is kept: of a selected parameter that is tied, the first."""
-    parameter = site.parameters.get(leaf.partition(".")[0])
-    if method.face != "select" or parameter is None:
-        return site.name
-    return holders.setdefault(id(parameter), site.name)
+def _selected(model: nn.Module, method: Method, sites: Sequence[Site]) -> list[_Placed]:
+    """The sites of a `select` method where it tunes anything, with their forms.
+
+    A parameter that is tied is tuned once, under the name of the first of the sites, and acts
+    wherever a module of the model holds it.
+    """
+    placed = {site.name: _Placed(site) for site in sites}
+    first: dict[tuple[int, str], tuple[Site, Form]] = {}
+    for site in sites:
+        for name, form in method.select(site).items():
+            parameter = site.parameters.get(name)
+            holder = (site, form)
+            if parameter is not None:
+                holder = first.setdefault((id(parameter), name), holder)
+            _keep(placed[site.name], name, *holder)
+    known = {place.module: place for place in places(model)} if first else {}
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None or (id(parameter), name) not in first:
+                continue
+            site, form = first[id(parameter), name]
+            if path not in placed:
+                place = known.get(path, site.place)
+                placed[path] = _Placed(site_at(module, path, place and replace(place, share=None)))
+            _keep(placed[path], name, site, form)
+    return [one for one in placed.values() if one.forms]
+
+
+def _keep(placed: _Placed, name: str, holder: Site, form: Form) -> None:
+    """Adds a form on one parameter, whose leaves are kept under the holder's name."""
+    leaves = form.leaves(holder, name)
+    placed.own |= leaves
+    placed.holders |= dict.fromkeys(leaves, holder.name)
+    placed.forms[name] = form
 
 
 def _check_plain(model: nn.Module, method: Method) -> None:

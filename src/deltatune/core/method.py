@@ -136,14 +136,13 @@ class Method(abc.ABC):
 
     def init(self, site: Site) -> Mapping[str, Leaf]:
         """The leaves of one site. A `select` method has none of its own: the forms bring theirs."""
-        return {
-            key: leaf
-            for parameter, form in self.select(site).items()
-            for key, leaf in form.leaves(site, parameter).items()
-        }
+        del site
+        return {}
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        """Which of the sites found at `at` to use. All of them, unless a method knows better."""
+        """Which of the sites found at `at` to use. All of them, unless a method knows better; one
+        that spends a budget over all of them says in `Site.allotted` what falls to each.
+        """
         return sites
 
     def idle(self, site: Site, leaf: str) -> bool:

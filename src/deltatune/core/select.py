@@ -18,7 +18,7 @@ from deltatune.core.leaf import Fill, Leaf, fixed, given, zeros
 from deltatune.core.site import Site
 from deltatune.core.storage import storage_of, wide
 
-__all__ = ["Difference", "Form", "Sparse", "Values"]
+__all__ = ["Difference", "Form", "Rows", "Sparse", "Values"]
 
 
 class Form(abc.ABC):
@@ -98,6 +98,39 @@ class Sparse(Form):
         del base
         added = incoming.flatten().index_add(0, p[f"{name}.indices"], p[name])
         return added.view_as(incoming)
+
+
+@dataclass(frozen=True)
+class Rows(Form):
+    """W' = W with d added to chosen rows, d zero at the start.
+
+    Attributes:
+        rows: their indices along the first dimension, each once. They are stored.
+    """
+
+    rows: tuple[int, ...]
+
+    def leaves(self, site: Site, parameter: str) -> Mapping[str, Leaf]:
+        """See Form."""
+        count = len(self.rows)
+        return {
+            parameter: zeros(count, *_shape(site, parameter)[1:]),
+            f"{parameter}.rows": fixed((count,), _Given(self.rows), torch.int64),
+        }
+
+    def fold(self, incoming: Tensor, base: Tensor, p: Mapping[str, Tensor], name: str) -> Tensor:
+        """See Form."""
+        del base
+        return incoming.index_add(0, p[f"{name}.rows"], p[name])
+
+
+@dataclass(frozen=True)
+class _Given:
+    values: tuple[int, ...]
+
+    def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+        del random
+        return torch.tensor(self.values).view(shape)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ size its leaves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +19,7 @@ from deltatune.core.quantised import Quantised, shape_of
 from deltatune.core.storage import storage_of
 from deltatune.core.whole import whole_parameter
 
-__all__ = ["ATTENTIONS", "Place", "Site", "keep", "originals", "release"]
+__all__ = ["ATTENTIONS", "Place", "Site", "keep", "originals", "release", "sizes"]
 
 _FROZEN = "_deltatune_frozen"  # on a module: own values of parameters that hold a merged delta
 ATTENTIONS = ("self_attention", "cross_attention")
@@ -67,6 +68,8 @@ class Site:
             path.
         rows: (start, stop) of the output features of a fused projection, None for all.
         key_width, value_width: features of keys and values, at attention sites; else 0.
+        allotted: what falls to each parameter of a budget that `Method.choose` spends over all
+            sites.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Site:
     rows: tuple[int, int] | None = None
     key_width: int = 0
     value_width: int = 0
+    allotted: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @property
     def stack(self) -> str:
@@ -98,6 +102,11 @@ class Site:
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of one of `parameters` in plain numbers; None where it is absent."""
         return shape_of(self.module, name)
+
+    def entries(self, name: str) -> int:
+        """The number of entries of one of `parameters`; 0 where it is absent."""
+        shape = self.shape(name)
+        return 0 if shape is None else math.prod(shape)
 
     def before(self, name: str) -> Tensor | None:
         """The backbone's own value of a parameter that a delta is merged into; else None."""
@@ -122,6 +131,18 @@ class Site:
         """
         weight = storage_of(self.module).view(self.value("weight"))
         return weight if self.rows is None else weight[slice(*self.rows)]
+
+
+def sizes(sites: Sequence[Site]) -> dict[tuple[str, str], int]:
+    """Entries of every parameter of some sites by (site, parameter), in the order of these names;
+    a parameter that is tied counts at the first site.
+    """
+    first: dict[int, tuple[tuple[str, str], int]] = {}
+    for site in sites:
+        for name, parameter in site.parameters.items():
+            if parameter is not None:
+                first.setdefault(id(parameter), ((site.name, name), site.entries(name)))
+    return dict(sorted(first.values()))
 
 
 def keep(module: nn.Module, name: str, value: Tensor) -> None:

@@ -76,7 +76,7 @@ def swap(delta: Delta, folder: str | Path, slot: int = 0) -> None:
         )
     path = Path(folder)
     held = _verified(path, _stamp(path))
-    wanted = _stored(delta.expressions[slot])
+    wanted = _text(delta.expressions[slot])
     if held.artefact.method != wanted:
         raise ArtefactError(
             f"{path} holds {held.artefact.method}, slot {slot} of this delta {wanted}. Load it as "
@@ -159,6 +159,6 @@ def _verified(folder: Path, stamp: Stamp) -> _Verified:
 
 
 @functools.cache
-def _stored(expression: Expression) -> str:
-    """How an artefact names a slot's methods."""
-    return str(Expression(tuple(method.stored() for method in expression)))
+def _text(expression: Expression) -> str:
+    """The text of a slot's methods, which an artefact of the same leaves names."""
+    return str(expression)

@@ -71,10 +71,12 @@ class DiffPruning(Method):
         return noisy
 
     def penalty(self, sites: Sequence[Leaves]) -> Tensor | None:
-        gates = [leaf for p in sites for name, leaf in p.items() if _is_gate(name)]
+        # A parameter that is tied has one gate, which several sites hold.
+        gates = {id(leaf): leaf for p in sites for name, leaf in p.items() if _is_gate(name)}
         if not gates or not self.sparsity:
             return None
-        return self.sparsity * torch.stack([torch.sigmoid(gate).sum() for gate in gates]).sum()
+        open_gates = [torch.sigmoid(gate).sum() for gate in gates.values()]
+        return self.sparsity * torch.stack(open_gates).sum()
 
     def remember(self, sites: Sequence[Held]) -> Mapping[str, Tensor]:
         return {"turned": torch.zeros(1, dtype=torch.bool)}

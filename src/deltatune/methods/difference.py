@@ -1,6 +1,6 @@
 """Difference tuning: W' = W + d for whole parameters, d starting at zero.
 
-Guo et al. 2020, arXiv:2012.07463, diff pruning without its mask and its penalty: every entry may
+Guo et al. 2020, arXiv:2012.07463. Diff pruning without its mask and its penalty: every entry may
 differ. It is what arithmetic on deltas leaves where no product of low rank is smaller; BitFit is
 `difference(parameters='bias', at='linear | norm')`. A bias that is missing is created as zero. A
 parameter tied between modules is one leaf and acts at those of them that the target names.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from deltatune.core.errors import ConfigurationError
-from deltatune.core.method import Category, Method, register
+from deltatune.core.method import Category, Method, ReviewCategory, register
 from deltatune.core.select import Difference, Form
 from deltatune.core.site import Site
 
@@ -30,7 +30,7 @@ class DenseDifference(Method):
     parameters: str = "weight"
 
     category: ClassVar[Category] = "specification"
-    review_category: ClassVar[str] = "partial"
+    review_category: ClassVar[ReviewCategory] = "partial"
     default_at: ClassVar[str] = "block.linear"
     learning_rate: ClassVar[float] = 3e-4
     count: ClassVar[str] = "all of the named parameters"
