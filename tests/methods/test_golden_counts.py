@@ -37,15 +37,12 @@ ROWS = list(csv.DictReader(TABLE.read_text(encoding="utf-8").splitlines()))
 # Methods of the table that later work brings, or that no method of ours should be.
 EXCLUDED = {
     "Intrinsic SAID": "intrinsic dimension comes later",
-    "Intrinsic prompt tuning (stage 2)": "intrinsic dimension comes later",
     "Diff pruning / fixed sparse mask at 0.5%": "masks over single entries come later",
     "Random-subset tuning": "masks over single entries come later",
     "AdaLoRA (initial rank 12)": "relatives of LoRA come later",
     "RandLoRA": "relatives of LoRA come later",
     "VB-LoRA": "relatives of LoRA come later",
     "LLaMA-Adapter": "gated prefixes come later",
-    "P-tuning v1 (MLP encoder)": "prompt encoders come later",
-    "P-tuning v1 (BiLSTM encoder)": "prompt encoders come later",
     "PASTA": "edits of special tokens come later",
     "UniPELT (A+P)": "its gates come later",
     "UniPELT (A+P+L)": "its gates come later",
@@ -78,6 +75,7 @@ GENERIC: dict[tuple[str, str], str] = {
         "self-attention",
     ): "prefix(length={L}, reparameterise=True, middle={mid}, at='self_attention')",
     ("P-tuning v2", "K,V of all self-attentions"): "prefix(length={L}, at='self_attention')",
+    ("Intrinsic prompt tuning (stage 2)", "latent vector"): "intrinsic_prompt(dimension={d_I})",
     ("LoRA", "W_q and W_v of every attention"): "lora(rank={r})",
     ("LoRA", "all linear maps in the blocks"): "lora(rank={r}, at='block.linear')",
     (
@@ -182,6 +180,8 @@ PAPER: dict[str, str] = {
     "G252": "miss(rank=64, at='block.linear')",
     "G253": "c3a(block=256)",
     "G254": "road",
+    "G260": "p_tuning(length=20, middle=128)",
+    "G261": "p_tuning(length=20, encoder='lstm', middle=128)",
 }
 # Their number of parameters is printed in round figures only.
 ROUNDED_BASE = {"deberta-v2-xxl (48 x 1536)", "deberta-v3-base (12 x 768 x 3072)"}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deltatune.core.quantised import Quantised, shape_of
 from deltatune.core.storage import storage_of
-from deltatune.core.whole import whole_parameter
+from deltatune.core.whole import first_parameter, whole_parameter
 
 __all__ = ["ATTENTIONS", "Place", "Site", "keep", "originals", "release"]
 
@@ -115,6 +115,11 @@ class Site:
         value = whole_parameter(self.module, name) if value is None else value
         assert value is not None
         return value
+
+    def table(self) -> Tensor:
+        """The embeddings of the vocabulary, [tokens, width], at a site in front of them."""
+        assert self.entry is not None
+        return first_parameter(self.entry[1])
 
     def weight(self) -> Tensor:
         """The frozen weight, (outputs, inputs), whatever the module stores; the slice of a fused

@@ -74,7 +74,7 @@ def swap(delta: Delta, folder: str | Path, slot: int = 0) -> None:
         )
     path = Path(folder)
     held = _verified(path, _stamp(path))
-    wanted = _stored(delta.expressions[slot])
+    wanted = _written(delta.expressions[slot])
     if held.artefact.method != wanted:
         raise ArtefactError(
             f"{path} holds {held.artefact.method}, slot {slot} of this delta {wanted}. Load it as "
@@ -149,6 +149,8 @@ def _verified(folder: Path, stamp: Stamp) -> _Verified:
 
 
 @functools.cache
-def _stored(expression: Expression) -> str:
-    """How an artefact names a slot's methods."""
-    return str(Expression(tuple(method.stored() for method in expression)))
+def _written(expression: Expression) -> str:
+    """A slot's methods as text. What trains in another form than it is stored in takes no stored
+    one.
+    """
+    return str(expression)

@@ -1,0 +1,170 @@
+"""Methods that lengthen a sequence against PEFT 0.21, and against what their papers say of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from deltatune import api
+from deltatune.core.artefact import read, stored_tensors
+from deltatune.core.delta import Delta
+from deltatune.core.errors import ArtefactError, ConfigurationError
+from deltatune.core.swap import swap
+from deltatune.testing.case import move
+from deltatune.testing.families import FAMILIES
+
+peft = pytest.importorskip("peft", reason="the extra `peft` is not installed")
+EXACT = {"rtol": 1e-6, "atol": 1e-6}
+
+
+def attached(method: str, family: str = "llama") -> tuple[PreTrainedModel, Delta]:
+    """A miniature with a delta, in evaluation mode."""
+    model = FAMILIES[family].build()
+    return model, api.attach(model, method)
+
+
+def leaves(delta: Delta, slot: int = 0) -> dict[str, Tensor]:
+    """The leaves of a delta at its only site, by their own names."""
+    return {name.rpartition("/")[2]: value for name, value in delta.tensors(slot).items()}
+
+
+def logits(model: Any, family: str = "llama") -> Tensor:
+    with torch.no_grad():
+        return FAMILIES[family].logits(model, FAMILIES[family].batch())
+
+
+def peft_encoder(kind: str, p: dict[str, Tensor]) -> Any:
+    """PEFT's encoder with our leaves."""
+    config = peft.PromptEncoderConfig(
+        peft_type="P_TUNING",
+        num_virtual_tokens=len(p["E"]),
+        token_dim=p["E"].shape[1],
+        num_transformer_submodules=1,
+        encoder_reparameterization_type=kind,
+        encoder_hidden_size=5,
+    )
+    encoder = peft.PromptEncoder(config)
+    maps = [layer for layer in encoder.mlp_head if isinstance(layer, torch.nn.Linear)]
+    with torch.no_grad():
+        encoder.embedding.weight.copy_(p["E"])
+        for k, layer in enumerate(maps, 1):
+            layer.weight.copy_(p[f"W{k}"])
+            layer.bias.copy_(p[f"b{k}"])
+        names = {"W": "weight_ih", "U": "weight_hh", "b": "bias_ih", "c": "bias_hh"}
+        for name in [name for name in p if "." in name]:
+            own, layer = name.split(".")
+            for direction, end in enumerate(("", "_reverse")):
+                theirs = getattr(encoder.lstm_head, f"{names[own]}_l{layer}{end}")
+                theirs.copy_(p[name][direction])
+    return encoder
+
+
+@pytest.mark.parametrize("kind", ["MLP", "LSTM"])
+def test_p_tuning_makes_the_tokens_of_peft(kind: str) -> None:
+    _, delta = attached(f"p_tuning(length=4, encoder={kind.lower()!r}, middle=5)")
+    encoder = peft_encoder(kind, leaves(delta)).double()
+    held = {name: value.double().requires_grad_() for name, value in leaves(delta).items()}
+    mine, theirs = delta.parts[0].method.embed(held), encoder(torch.arange(4))
+    torch.testing.assert_close(mine, theirs, **EXACT)
+    mine.square().sum().backward()
+    theirs.square().sum().backward()
+    assert sum(p.numel() for p in encoder.parameters()) == delta.bank.numel
+    torch.testing.assert_close(held["E"].grad, encoder.embedding.weight.grad, **EXACT)
+
+
+MADE = {
+    "p_tuning(length=4, middle=5)": 4,
+    "p_tuning(length=4, encoder='lstm', middle=5)": 4,
+    "intrinsic_prompt(length=3, dimension=2, middle=5)": 3,
+    "mpt(length=5)": 5,
+    "mpt(length=2, frozen=True)": 2,
+}
+
+
+@pytest.mark.parametrize(("method", "length"), MADE.items())
+def test_what_makes_tokens_is_kept_as_a_prompt(method: str, length: int, tmp_path: Path) -> None:
+    model, delta = attached(method)
+    move(delta)
+    expected = logits(model)
+    folder = api.save(delta, tmp_path / "delta")
+    assert read(folder).method == f"prompt(length={length})"
+    assert list(stored_tensors(delta)) == ["prompt/decoder/P"]
+    with pytest.raises(ArtefactError, match="Load it as a delta of its own"):
+        swap(delta, folder)
+    delta.detach()
+    api.load(folder, model)
+    assert torch.equal(logits(model), expected)
+
+
+def test_p_tuning_beside_a_prompt_keeps_both(tmp_path: Path) -> None:
+    model, delta = attached("p_tuning(length=2, middle=5) + prompt(length=3)")
+    move(delta)
+    expected = logits(model)
+    folder = api.save(delta, tmp_path / "delta")
+    assert set(read(folder).tensors) == {"prompt/decoder/P", "prompt.2/decoder/P"}
+    delta.detach()
+    api.load(folder, model)
+    assert torch.equal(logits(model), expected)
+
+
+def test_an_intrinsic_prompt_is_decoded_from_its_vector() -> None:
+    _, delta = attached("intrinsic_prompt(length=3, dimension=2, middle=5)")
+    p = {name: value.double().numpy() for name, value in leaves(delta).items()}
+    tokens = p["W2"] @ np.tanh(p["W1"] @ p["z"] + p["b1"]) + p["b2"]
+    made = delta.parts[0].method.embed(leaves(delta))
+    np.testing.assert_allclose(made.numpy(), tokens.reshape(3, -1), rtol=1e-5, atol=1e-6)
+    assert delta.bank.trained == {"intrinsic_prompt/decoder/z": (2,)}
+
+
+@torch.no_grad()
+def test_an_intrinsic_prompt_reaches_every_prompt_with_maps_that_are_identities() -> None:
+    """tanh is the identity to rounding near zero; the second map undoes the scale."""
+    small = 1e-4
+    _, delta = attached("intrinsic_prompt(length=2, dimension=64, middle=64)")
+    p = {name: torch.zeros_like(value) for name, value in leaves(delta).items()}
+    p["W1"], p["W2"] = small * torch.eye(64), torch.eye(64) / small
+    p["z"] = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    made = delta.parts[0].method.embed(p)
+    torch.testing.assert_close(made.flatten(), p["z"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_mpt_starts_as_its_prompt(frozen: bool) -> None:
+    model, delta = attached(f"mpt(length=3, frozen={frozen})")
+    p = leaves(delta)
+    started = logits(model)
+    delta.detach()
+    prompt = api.attach(model, "prompt(length=3)")
+    prompt.bank.write(0, {"prompt/decoder/P": p["P"]})
+    assert torch.equal(logits(model), started)
+    assert delta.bank.numel == (0 if frozen else p["P"].numel()) + 3 + p["P"].shape[1]
+
+
+def test_mpt_is_a_prompt_times_an_outer_product() -> None:
+    _, delta = attached("mpt(length=3)")
+    move(delta)
+    p = {name: value.double().numpy() for name, value in leaves(delta).items()}
+    made = delta.parts[0].method.embed(leaves(delta))
+    tokens = p["P"] * np.outer(p["u"], p["v"])
+    np.testing.assert_allclose(made.numpy(), tokens, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "match"),
+    [
+        ("p_tuning(length=0)", "length must be at least 1"),
+        ("mpt(length=0)", "length must be at least 1"),
+        ("p_tuning(middle=0)", "encoder mlp or lstm"),
+        ("p_tuning(encoder='gru')", "encoder mlp or lstm"),
+        ("intrinsic_prompt(dimension=0)", "dimension and middle"),
+    ],
+)
+def test_what_makes_no_tokens_is_refused(method: str, match: str) -> None:
+    with pytest.raises(ConfigurationError, match=match):
+        attached(method)
