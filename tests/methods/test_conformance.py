@@ -59,6 +59,7 @@ CATALOGUE = (
     "mpt(length=3, frozen=True)",
     "p_tuning(length=3, middle=8)",
     "p_tuning(length=3, encoder='lstm', middle=4)",
+    "llama_adapter(length=3)",
     "parallel(bottleneck=4)",
     "selective_module(budget=0.3)",
     "prefix(length=3, reparameterise=True, middle=8)",

@@ -42,7 +42,6 @@ EXCLUDED = {
     "AdaLoRA (initial rank 12)": "relatives of LoRA come later",
     "RandLoRA": "relatives of LoRA come later",
     "VB-LoRA": "relatives of LoRA come later",
-    "LLaMA-Adapter": "gated prefixes come later",
     "PASTA": "edits of special tokens come later",
     "UniPELT (A+P)": "its gates come later",
     "UniPELT (A+P+L)": "its gates come later",
@@ -180,6 +179,7 @@ PAPER: dict[str, str] = {
     "G252": "miss(rank=64, at='block.linear')",
     "G253": "c3a(block=256)",
     "G254": "road",
+    "G258": "llama_adapter",
     "G260": "p_tuning(length=20, middle=128)",
     "G261": "p_tuning(length=20, encoder='lstm', middle=128)",
 }

@@ -14,12 +14,14 @@ from transformers import PreTrainedModel
 from deltatune import api
 from deltatune.core.artefact import read, stored_tensors
 from deltatune.core.delta import Delta
-from deltatune.core.errors import ArtefactError, ConfigurationError
+from deltatune.core.errors import ArtefactError, ConfigurationError, UnsupportedError
 from deltatune.core.swap import swap
-from deltatune.testing.case import move
+from deltatune.testing.case import move, named_gradients
 from deltatune.testing.families import FAMILIES
 
 peft = pytest.importorskip("peft", reason="the extra `peft` is not installed")
+# PEFT 0.21 asks transformers by a name that is deprecated there.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 EXACT = {"rtol": 1e-6, "atol": 1e-6}
 
 
@@ -168,3 +170,87 @@ def test_mpt_is_a_prompt_times_an_outer_product() -> None:
 def test_what_makes_no_tokens_is_refused(method: str, match: str) -> None:
     with pytest.raises(ConfigurationError, match=match):
         attached(method)
+
+
+def adaption_prompt(family: str, delta: Delta) -> tuple[Any, dict[str, Tensor]]:
+    """PEFT's model with our leaves, and its parameters by our names."""
+    model = FAMILIES[family].build().double()
+    config = peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=3, adapter_layers=2)
+    wrapped = peft.get_peft_model(model, config)
+    found: dict[str, Tensor] = {}
+    for name, value in delta.tensors().items():
+        _, site, leaf = name.split("/")
+        attention = model.model.layers[int(site.split("[")[1][0])].self_attn
+        parameter = attention.adaption_prompt if leaf == "P" else attention.adaption_gate
+        with torch.no_grad():
+            value = value if leaf == "P" else torch.tanh(value.double())
+            parameter.data = value.double().reshape(parameter.shape).clone()
+        found[name] = parameter
+    return wrapped, found
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_llama_adapter_equals_peft(family: str) -> None:
+    """PEFT has no tanh about its gate."""
+    kin = FAMILIES[family]
+    model = kin.build().double()
+    delta = api.attach(model, "llama_adapter(length=3)")
+    move(delta)
+    wrapped, theirs = adaption_prompt(family, delta)
+    found, expected = kin.logits(model, kin.batch()), kin.logits(wrapped, kin.batch())
+    assert not torch.allclose(found, kin.logits(kin.build().double(), kin.batch()), atol=1e-4)
+    torch.testing.assert_close(found, expected, **EXACT)
+    found.square().mean().backward()
+    expected.square().mean().backward()
+    for name, gradient in named_gradients(delta, 0).items():
+        wanted = theirs[name].grad
+        assert wanted is not None and wanted.abs().max() > 0
+        if name.endswith("/g"):
+            wanted = wanted * (1 - torch.tanh(delta.tensors()[name].double()).square().flatten())
+        scale = float(wanted.abs().max())
+        flat = wanted.reshape(gradient.shape).float()
+        torch.testing.assert_close(gradient, flat, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_a_gate_moves_before_its_prompt() -> None:
+    model, delta = attached("llama_adapter(length=3)")
+    base = logits(FAMILIES["llama"].build())
+    assert torch.equal(logits(model), base)
+    FAMILIES["llama"].logits(model, FAMILIES["llama"].batch()).square().mean().backward()
+    for name, gradient in named_gradients(delta, 0).items():
+        assert bool(gradient.any()) == name.endswith("/g")
+
+
+def test_a_gated_prompt_has_a_softmax_of_its_own() -> None:
+    """o + tanh(g) softmax(q Kᵀ) V in float64, of what GPT-2's first attention gives to W_o."""
+    model = FAMILIES["gpt2"].build().double()
+    attention = model.transformer.h[0].attn
+    heads, width = attention.num_heads, attention.head_dim
+    seen: dict[str, Tensor] = {}
+
+    def keep_first(_: Any, args: Any, out: Tensor) -> None:
+        seen.setdefault("qkv", out.detach())
+
+    attention.c_attn.register_forward_hook(keep_first)
+    attention.c_proj.register_forward_pre_hook(lambda _, args: seen.update(o=args[0].detach()))
+    batch = FAMILIES["gpt2"].batch()
+    model(**batch)
+    plain = seen["o"].numpy()
+    q = seen["qkv"].split(heads * width, dim=-1)[0].numpy()
+    delta = api.attach(model, "llama_adapter(length=3)", at="block[0].self_attention")
+    move(delta)
+    model(**batch)
+    p = {name: value.double() for name, value in leaves(delta).items()}
+    _, k, v = np.split(attention.c_attn(p["P"]).detach().numpy(), 3, axis=-1)
+    split = [part.reshape(*part.shape[:-1], heads, width) for part in (q, k, v)]
+    scores = np.einsum("rthd,shd->rhts", split[0], split[1]) / np.sqrt(width)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    given = np.einsum("rhts,shd->rthd", weights, split[2]).reshape(plain.shape)
+    wanted = plain + np.tanh(float(p["g"])) * given
+    np.testing.assert_allclose(seen["o"].numpy(), wanted, rtol=1e-6, atol=1e-8)
+
+
+def test_llama_adapter_wants_projections_of_the_model_s_width() -> None:
+    with pytest.raises(UnsupportedError, match="makes keys and values of a latent vector"):
+        attached("llama_adapter", "deepseek_v3")

@@ -67,6 +67,8 @@ class Site:
             path.
         rows: (start, stop) of the output features of a fused projection, None for all.
         key_width, value_width: features of keys and values, at attention sites; else 0.
+        projections: of keys and of values, at attention sites where each is one map of what the
+            attention reads; else none.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Site:
     rows: tuple[int, int] | None = None
     key_width: int = 0
     value_width: int = 0
+    projections: tuple[Site, ...] = field(default=(), repr=False)
 
     @property
     def stack(self) -> str:
