@@ -12,9 +12,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from deltatune import api
+from deltatune.backbones.virtual_tokens import start_from_text
 from deltatune.core.artefact import read, stored_tensors
 from deltatune.core.delta import Delta
-from deltatune.core.errors import ArtefactError, ConfigurationError, UnsupportedError
+from deltatune.core.errors import (
+    ArtefactError,
+    ConfigurationError,
+    StateError,
+    UnsupportedError,
+)
 from deltatune.core.swap import swap
 from deltatune.testing.case import move, named_gradients
 from deltatune.testing.families import FAMILIES
@@ -254,3 +260,63 @@ def test_a_gated_prompt_has_a_softmax_of_its_own() -> None:
 def test_llama_adapter_wants_projections_of_the_model_s_width() -> None:
     with pytest.raises(UnsupportedError, match="makes keys and values of a latent vector"):
         attached("llama_adapter", "deepseek_v3")
+
+
+TEXT = torch.tensor([5, 9, 2, 44])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "qwen2", "deepseek_v3", "gpt2"])
+def test_a_prefix_starts_as_the_text_before_a_text(family: str) -> None:
+    """Rotary positions see to it; with learned ones the caller counts on from the prefix."""
+    model = FAMILIES[family].build()
+    ids = FAMILIES[family].batch()["input_ids"][:1]
+    together = model(torch.cat([TEXT[None], ids], dim=1)).logits[:, len(TEXT) :]
+    delta = api.attach(model, f"prefix(length={len(TEXT)})", slots=2)
+    other = delta.tensors(0)
+    start_from_text(delta, TEXT, slot=1)
+    places = torch.arange(ids.shape[1])[None] + (len(TEXT) if family == "gpt2" else 0)
+    with delta.route([1]):
+        found = model(ids, position_ids=places).logits
+    torch.testing.assert_close(found, together, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, other[name]) for name, value in delta.tensors(0).items())
+
+
+@torch.no_grad()
+def test_a_prefix_of_an_encoder_starts_as_a_text() -> None:
+    model, delta = attached("prefix(length=4, at='encoder.self_attention')", "t5")
+    embedded = model.encoder.block[0].layer[0].layer_norm(model.shared(TEXT))
+    start_from_text(delta, TEXT[None])
+    wanted = model.encoder.block[0].layer[0].SelfAttention.k(embedded)
+    torch.testing.assert_close(leaves_at(delta, "encoder.block[0]")["K"], wanted)
+
+
+def leaves_at(delta: Delta, site: str) -> dict[str, Tensor]:
+    """The leaves of a delta at the site whose name begins so, by their own names."""
+    own = {name.split("/", 1)[1]: value for name, value in delta.tensors().items()}
+    return {name.rpartition("/")[2]: v for name, v in own.items() if name.startswith(site)}
+
+
+@pytest.mark.parametrize(
+    ("method", "family", "match"),
+    [
+        ("prefix(length=3)", "llama", "of 4 tokens reaches .* of 3, with 4 tokens"),
+        ("prefix(length=4)", "t5", "not at all.* give it at='encoder.self_attention'"),
+        ("prefix(length=4, reparameterise=True)", "llama", "has no plain keys and values"),
+        ("llama_adapter(length=4)", "llama", "has no plain keys and values"),
+        ("lora(rank=2)", "llama", "has no plain keys and values"),
+    ],
+)
+def test_what_cannot_start_as_a_text_says_so(method: str, family: str, match: str) -> None:
+    _, delta = attached(method, family)
+    before = delta.tensors()
+    with pytest.raises(ConfigurationError, match=match):
+        start_from_text(delta, TEXT)
+    assert all(torch.equal(value, before[name]) for name, value in delta.tensors().items())
+
+
+def test_a_text_is_read_in_evaluation_mode() -> None:
+    model, delta = attached("prefix(length=4)")
+    model.train()
+    with pytest.raises(StateError, match=r"call model.eval\(\)"):
+        start_from_text(delta, TEXT)

@@ -9,5 +9,6 @@ holds.
 
 from deltatune.backbones.virtual_tokens.attend import AttendSeam
 from deltatune.backbones.virtual_tokens.embed import EmbedSeam
+from deltatune.backbones.virtual_tokens.start import start_from_text
 
-__all__ = ["AttendSeam", "EmbedSeam"]
+__all__ = ["AttendSeam", "EmbedSeam", "start_from_text"]

@@ -6,7 +6,8 @@ import functools
 import inspect
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,10 @@ from deltatune.core.seam import SEAMS, Seam
 from deltatune.core.site import Place, Site
 from deltatune.core.target import find_places, site_at
 
-__all__ = ["AttendSeam"]
+__all__ = ["AttendSeam", "recording"]
 
 _ATTEND, _CONFIGS = "_deltatune_attend", "_deltatune_attention"
+_RECORD = "_deltatune_record"
 _KERNELS = ("sdpa", "eager")
 _OURS = "delta_"
 _USERS: dict[int, int] = {}  # models may share a config: it is put back when the last has let go
@@ -47,6 +49,8 @@ def _attention(
         kernel = sys.modules[type(module).__module__].eager_attention_forward
     else:
         kernel = ALL_ATTENTION_FUNCTIONS[base]
+    if _RECORD in module.__dict__:
+        module.__dict__[_RECORD][module] = key, value
     for link in module.__dict__.get(_ATTEND, ()):
         link.delta.check_recomputation()
     links = [link for link in module.__dict__.get(_ATTEND, ()) if link.live]
@@ -62,6 +66,21 @@ def _attention(
         if tokens.gate is not None:
             output = output + tokens.gate * _beside(query, tokens, scaling)
     return output, weights
+
+
+@contextmanager
+def recording(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
+    """Within it, attentions that a prefix is attached to keep their last keys and values, which are
+    [rows, heads, tokens, width of a head].
+    """
+    kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    for module in modules:
+        module.__dict__[_RECORD] = kept
+    try:
+        yield kept
+    finally:
+        for module in modules:
+            module.__dict__.pop(_RECORD, None)
 
 
 @dataclass(frozen=True)
