@@ -17,7 +17,7 @@ from deltatune.core.errors import (
     ConfigurationError,
     StateError,
 )
-from deltatune.core.grammar import parse
+from deltatune.core.grammar import Expression, parse
 from deltatune.core.status import status
 from deltatune.core.swap import swap
 from deltatune.testing.case import Case, move
@@ -39,7 +39,7 @@ def bank(method: str = "lora(rank=2)") -> Delta:
 @pytest.mark.parametrize("method", [one for one in METHODS if one != "full"])
 def test_it_gives_what_loading_gives(method: str, tmp_path: Path) -> None:
     case = Case(method, "bert")
-    stored = str(parse(method)).replace("reparameterise=True", "reparameterise=False")
+    stored = str(Expression(tuple(one.stored() for one in parse(method))))
     folder = saved(tmp_path, method)
     held = bank(stored)
     other = {name: value.clone() for name, value in held.tensors(0).items()}
@@ -86,6 +86,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     with pytest.raises(ConfigurationError, match="slot 5"):
         swap(held, folder, 5)
+    made = "prefix(length=2, reparameterise=True, middle=4)"
+    with pytest.raises(ArtefactError, match=r"slot 1 of this delta prefix\(length=2, reparam"):
+        swap(bank(made), saved(tmp_path, made, seed=2), 1)
     held.merge(1)
     with pytest.raises(StateError, match="merged"):
         swap(held, folder, 1)

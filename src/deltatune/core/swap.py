@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from deltatune.core.artefact import Artefact, backbone_of, files_of, read, read_tensors, refuse
+from deltatune.core.bank import Bank
 from deltatune.core.delta import Delta
 from deltatune.core.errors import ArtefactError, StateError
 from deltatune.core.grammar import Expression
@@ -74,20 +75,26 @@ def swap(delta: Delta, folder: str | Path, slot: int = 0) -> None:
         )
     path = Path(folder)
     held = _verified(path, _stamp(path))
-    wanted = _written(delta.expressions[slot])
-    if held.artefact.method != wanted:
+    quick = held.trained == list(bank.trained) and not bank.fixed  # a row lies as the file does
+    own = delta.expressions[slot]
+    if held.artefact.method != _stored(own) or not (quick or _fits(held, bank)):
         raise ArtefactError(
-            f"{path} holds {held.artefact.method}, slot {slot} of this delta {wanted}. Load it as "
-            "a delta of its own: dt.load(folder, model)."
+            f"{path} holds {held.artefact.method}, slot {slot} of this delta {own}. Load it as a "
+            "delta of its own: dt.load(folder, model)."
         )
     refuse(path, held.artefact, backbone_of(delta))
     content = _content(path, held)
-    if held.trained == list(bank.trained) and not bank.fixed:  # a row lies as the file does
+    if quick:
         bank.overwrite(slot, torch.from_numpy(content).view(torch.float32))
     else:
         bank.write(slot, _tensors(held, content))
     held.digest = held.digest or bank.digest(slot)
     delta.saved[slot] = (str(path), held.digest)
+
+
+def _fits(held: _Verified, bank: Bank) -> bool:
+    """Whether a bank has the leaves of the file: a method may be stored in another form."""
+    return set(held.places) == {*bank.trained, *bank.fixed}
 
 
 def _content(folder: Path, held: _Verified) -> Content:
@@ -149,8 +156,6 @@ def _verified(folder: Path, stamp: Stamp) -> _Verified:
 
 
 @functools.cache
-def _written(expression: Expression) -> str:
-    """A slot's methods as text. What trains in another form than it is stored in takes no stored
-    one.
-    """
-    return str(expression)
+def _stored(expression: Expression) -> str:
+    """How an artefact names a slot's methods."""
+    return str(Expression(tuple(method.stored() for method in expression)))

@@ -2,9 +2,9 @@
 
 Qin et al. 2021, arXiv:2110.07867. In the first stage the authors train the decoder W1, b1, W2, b2
 on the prompts of many tasks, with weights that all tasks share; a bank has no such leaf, so that
-stage is not here. The decoder is drawn as torch draws its layers, which is the authors' baseline
-of a random subspace; write a trained one into the leaves of the bank to have their second stage.
-z starts at N(0, 0.02²). Only the tokens are stored, as a `prompt`. No identity at the start.
+stage is not here. The decoder is drawn as torch draws its layers, which leaves a random subspace;
+write a trained one into the leaves of the bank to have the authors' second stage. z starts at
+N(0, 0.02²). Only the tokens are stored, as a `prompt`: an artefact holds no decoder. No identity.
 """
 
 from __future__ import annotations

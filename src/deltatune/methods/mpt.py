@@ -3,8 +3,8 @@
 Wang et al. 2023, arXiv:2303.02861. On the source tasks P is shared and distilled from prompts of
 one task each; a bank has no leaf that slots share, so that stage is not here. u and v start at one,
 where the authors take the means over the source tasks, and P as the embeddings of tokens drawn from
-the vocabulary: start it from a prompt of other tasks instead. `frozen` trains u and v alone, which
-is what a further task costs. Only the tokens are stored, as a `prompt`. No identity at the start.
+the vocabulary, unless it starts from another `mpt` (`core.start`). `frozen` trains u and v alone,
+which is what a further task costs. Only the tokens are stored, as a `prompt`. No identity.
 """
 
 from __future__ import annotations
