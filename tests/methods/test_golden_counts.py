@@ -36,11 +36,6 @@ ROWS = list(csv.DictReader(TABLE.read_text(encoding="utf-8").splitlines()))
 
 # Methods of the table that later work brings, or that no method of ours should be.
 EXCLUDED = {
-    "Intrinsic prompt tuning (stage 2)": "intrinsic dimension comes later",
-    "AdaLoRA (initial rank 12)": "relatives of LoRA come later",
-    "LLaMA-Adapter": "gated prefixes come later",
-    "P-tuning v1 (MLP encoder)": "prompt encoders come later",
-    "P-tuning v1 (BiLSTM encoder)": "prompt encoders come later",
     "PASTA": "edits of special tokens come later",
     "UniPELT (A+P)": "its gates come later",
     "UniPELT (A+P+L)": "its gates come later",
@@ -73,6 +68,7 @@ GENERIC: dict[tuple[str, str], str] = {
         "self-attention",
     ): "prefix(length={L}, reparameterise=True, middle={mid}, at='self_attention')",
     ("P-tuning v2", "K,V of all self-attentions"): "prefix(length={L}, at='self_attention')",
+    ("Intrinsic prompt tuning (stage 2)", "latent vector"): "intrinsic_prompt(dimension={d_I})",
     ("LoRA", "W_q and W_v of every attention"): "lora(rank={r})",
     ("LoRA", "all linear maps in the blocks"): "lora(rank={r}, at='block.linear')",
     (
@@ -151,6 +147,8 @@ PAPER: dict[str, str] = {
     "G296": "prompt(length=100)",
     "G297": "intrinsic",
     "G298": "bitfit(at='linear | norm | head')",
+    "G309": f"adalora + {CLASSIFIER}",
+    "G310": f"adalora + {CLASSIFIER}",
     "G299": f"lora(rank=8) + {CLASSIFIER}",
     "G300": f"lora(rank=8) + {CLASSIFIER}",
     "G301": f"bitfit(create=False, at='block.linear | norm') + {CLASSIFIER}",
@@ -187,6 +185,9 @@ PAPER: dict[str, str] = {
     "G254": "road",
     "G256": "randlora",
     "G257": "vb_lora",
+    "G258": "llama_adapter",
+    "G260": "p_tuning(length=20, middle=128)",
+    "G261": "p_tuning(length=20, encoder='lstm', middle=128)",
 }
 # Their number of parameters is printed in round figures only.
 ROUNDED_BASE = {"deberta-v2-xxl (48 x 1536)", "deberta-v3-base (12 x 768 x 3072)"}

@@ -125,11 +125,12 @@ def stored_tensors(delta: Delta, slot: int = 0) -> dict[str, Tensor]:
             )
         return {name: value.detach() for name, value in held.items()}
     stored: dict[str, Tensor] = {}
-    for part in delta.parts:
-        for site, names in zip(part.sites, part.names, strict=True):
+    kept = Expression(tuple(method.stored() for method in delta.expression))
+    parts = delta.parts if kept == delta.expression else layout(delta.model, kept)
+    for part, plain in zip(delta.parts, parts, strict=True):
+        for site, names, wanted in zip(part.sites, part.names, plain.names, strict=True):
             own = part.method.collapse(site, {leaf: held[full] for leaf, full in names.items()})
-            for leaf, value in own.items():
-                stored[names.get(leaf, f"{part.key}/{site.name}/{leaf}")] = value.detach()
+            stored |= {full: own[leaf].detach() for leaf, full in wanted.items()}
     return stored
 
 

@@ -7,7 +7,7 @@ artefact, its merge, its routing and its training. A method names no model, devi
 |---|---|---|
 | `weight` | frozen W (out, in), b, leaves | the new W and b, computed in fp32 |
 | `output` | input x and output y of a module or span, leaves | the new y |
-| `attend` | leaves | keys and values [tokens, width] that join every attention of the site |
+| `attend` | leaves | keys and values [tokens, width] that join an attention, or stand beside it |
 | `embed` | leaves | virtual tokens [tokens, width] that go in front of the embedded text |
 | `select` | a site | the parameters to tune, each with the form of its leaf |
 
@@ -92,6 +92,7 @@ class Method(abc.ABC):
     learning_rate: ClassVar[float]  #: a rate that trains it well with AdamW, to start a search from
     identity: ClassVar[bool] = True  #: whether a fresh delta leaves the model's function unchanged
     in_place: ClassVar[bool] = False  #: trains the backbone's own tensors; only a control may
+    projected: ClassVar[bool] = False  #: `attend` gives what the attention's own k and v read
     slot_fields: ClassVar[
         tuple[str, ...]
     ] = ()  #: fields that may differ between the slots of a bank
@@ -214,8 +215,12 @@ class Method(abc.ABC):
         """The output face: new y from what the site reads and writes, [..., features] each."""
         raise NotImplementedError
 
-    def attend(self, p: Leaves) -> tuple[Tensor, Tensor]:
-        """The attend face: keys [tokens, key width] and values [tokens, value width]."""
+    def attend(self, p: Leaves) -> tuple[Tensor, ...]:
+        """The attend face: keys [tokens, key width] and values [tokens, value width].
+
+        A gate [1, 1] behind them gives them a softmax of their own: what they give, times the gate,
+        is added to what the attention gives. See also `projected`.
+        """
         raise NotImplementedError
 
     def embed(self, p: Leaves) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deltatune.core.quantised import Quantised, shape_of
 from deltatune.core.storage import storage_of
-from deltatune.core.whole import whole_parameter
+from deltatune.core.whole import first_parameter, whole_parameter
 
 __all__ = ["ATTENTIONS", "Place", "Site", "keep", "originals", "release", "sizes"]
 
@@ -70,6 +70,8 @@ class Site:
         key_width, value_width: features of keys and values, at attention sites; else 0.
         allotted: what falls to each parameter of a budget that `Method.choose` spends over all
             sites.
+        projections: of keys and of values, at attention sites where each is one map of what the
+            attention reads; else none.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Site:
     key_width: int = 0
     value_width: int = 0
     allotted: Mapping[str, int] = field(default_factory=dict, repr=False)
+    projections: tuple[Site, ...] = field(default=(), repr=False)
 
     @property
     def stack(self) -> str:
@@ -124,6 +127,11 @@ class Site:
         value = whole_parameter(self.module, name) if value is None else value
         assert value is not None
         return value
+
+    def table(self) -> Tensor:
+        """The embeddings of the vocabulary, [tokens, width], at a site in front of them."""
+        assert self.entry is not None
+        return first_parameter(self.entry[1])
 
     def weight(self) -> Tensor:
         """The frozen weight, (outputs, inputs), whatever the module stores; the slice of a fused

@@ -70,7 +70,7 @@ class Prefix(Method):
         }
         return leaves | ({"b1": zeros(middle).tied(tie), "b2": zeros(k + v)} if self.bias else {})
 
-    def attend(self, p: Leaves) -> tuple[Tensor, Tensor]:
+    def attend(self, p: Leaves) -> tuple[Tensor, ...]:
         if not self.reparameterise:
             return p["K"], p["V"]
         made = linear(torch.tanh(linear(p["P"], p["W1"], p.get("b1"))), p["W2"], p.get("b2"))

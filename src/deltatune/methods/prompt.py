@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError
-from deltatune.core.leaf import Leaf, given, uniform
+from deltatune.core.leaf import Leaf, uniform
 from deltatune.core.method import Category, Leaves, Method, ReviewCategory, register
 from deltatune.core.site import Site
-from deltatune.core.whole import first_parameter
+from deltatune.primitives.virtual_tokens import vocabulary
 
 
 @register("prompt")
@@ -51,22 +50,7 @@ class Prompt(Method):
     def init(self, site: Site) -> Mapping[str, Leaf]:
         if self.start == "uniform":
             return {"P": uniform(self.length, site.inputs, bound=0.5)}
-        return {"P": given((self.length, site.inputs), _FromVocabulary(site))}
+        return {"P": vocabulary(site, self.length)}
 
     def embed(self, p: Leaves) -> Tensor:
         return p["P"]
-
-
-@dataclass(frozen=True)
-class _FromVocabulary:
-    site: Site
-
-    def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
-        assert self.site.entry is not None
-        embedding = self.site.entry[1]
-        table = first_parameter(embedding)
-        drawn = torch.randint(table.shape[0], shape[:1], generator=random).to(table.device)
-        if table.is_meta:
-            return torch.zeros(shape)
-        # BART's and Gemma's embeddings give their rows scaled, and so the text beside the prompt.
-        return table.detach()[drawn].float() * float(getattr(embedding, "embed_scale", 1.0))

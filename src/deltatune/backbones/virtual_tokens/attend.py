@@ -6,7 +6,8 @@ import functools
 import inspect
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,10 @@ from deltatune.core.seam import SEAMS, Seam
 from deltatune.core.site import Place, Site
 from deltatune.core.target import find_places, site_at
 
-__all__ = ["AttendSeam"]
+__all__ = ["AttendSeam", "recording"]
 
 _ATTEND, _CONFIGS = "_deltatune_attend", "_deltatune_attention"
+_RECORD = "_deltatune_record"
 _KERNELS = ("sdpa", "eager")
 _OURS = "delta_"
 _USERS: dict[int, int] = {}  # models may share a config: it is put back when the last has let go
@@ -47,24 +49,105 @@ def _attention(
         kernel = sys.modules[type(module).__module__].eager_attention_forward
     else:
         kernel = ALL_ATTENTION_FUNCTIONS[base]
+    if _RECORD in module.__dict__:
+        module.__dict__[_RECORD][module] = key, value
     for link in module.__dict__.get(_ATTEND, ()):
         link.delta.check_recomputation()
     links = [link for link in module.__dict__.get(_ATTEND, ()) if link.live]
-    if not links:
-        return kernel(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
-    columns, everything = 0, True
+    made = [_tokens(link, key) for link in links]
+    joined = [tokens for tokens in made if tokens.gate is None]
+    scaling = kwargs.get("scaling")
+    if joined:
+        given = (module, query, key, value, attention_mask)
+        output, weights = _joined(kernel, base, joined, *given, **kwargs)
+    else:
+        output, weights = kernel(module, query, key, value, attention_mask, **kwargs)
+    for tokens in made:
+        if tokens.gate is not None:
+            output = output + tokens.gate * _beside(query, tokens, scaling)
+    return output, weights
+
+
+@contextmanager
+def recording(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
+    """Within it, attentions that a prefix is attached to keep their last keys and values, which are
+    [rows, heads, tokens, width of a head].
+    """
+    kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    for module in modules:
+        module.__dict__[_RECORD] = kept
+    try:
+        yield kept
+    finally:
+        for module in modules:
+            module.__dict__.pop(_RECORD, None)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The virtual tokens of one link.
+
+    Attributes:
+        key, value: [rows, heads, tokens, width of a head].
+        present: [rows], which have them; None: all.
+        gate: [rows, 1, 1, 1] of those that stand beside the text, zero for rows without them; None
+            for those that join it.
+    """
+
+    key: Tensor
+    value: Tensor
+    present: Tensor | None
+    gate: Tensor | None
+
+
+def _tokens(link: Link, key: Tensor) -> _Tokens:
+    (k, v, *gates), present = tokens_of(link, key.shape[0], key.dtype, pair=True)
+    if link.method.projected:
+        of_keys, of_values = link.site.projections
+        k, v = _projected(of_keys, k), _projected(of_values, v)
+    gate = gates[0].unsqueeze(-1) if gates else None
+    if gate is not None and present is not None:
+        gate = gate * present[:, None, None, None]
+    return _Tokens(_heads(k, key.shape[1]), _heads(v, key.shape[1]), present, gate)
+
+
+def _projected(site: Site, states: Tensor) -> Tensor:
+    """What a projection, with its deltas, makes of states [rows, tokens, inputs]."""
+    made: Tensor = site.module(states.contiguous())  # GPT-2's takes no other
+    return made if site.rows is None else made[..., slice(*site.rows)]
+
+
+def _beside(query: Tensor, tokens: _Tokens, scaling: float | None) -> Tensor:
+    """What the tokens alone give to the queries, [rows, queries, heads, width of a head]."""
+    shared = query.shape[1] != tokens.key.shape[1]
+    given = functional.scaled_dot_product_attention(
+        query, tokens.key, tokens.value, scale=scaling, enable_gqa=shared
+    )
+    return given.transpose(1, 2)
+
+
+def _joined(
+    kernel: Callable[..., Any],
+    base: str,
+    joined: Sequence[_Tokens],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The attention with virtual tokens in front of the text."""
+    size, _, length, _ = key.shape
     shown: list[Tensor] = []
-    size, heads, length, _ = key.shape
-    for link in links:
-        (k, v), present = tokens_of(link, size, key.dtype, pair=True)
-        key = torch.cat([_heads(k, heads), key], dim=2)
-        value = torch.cat([_heads(v, heads), value], dim=2)
-        every = (
-            torch.ones(size, dtype=torch.bool, device=key.device) if present is None else present
-        )
-        everything = everything and present is None
-        shown.insert(0, every[:, None].expand(-1, k.shape[1]))
-        columns += k.shape[1]
+    for tokens in joined:
+        key = torch.cat([tokens.key, key], dim=2)
+        value = torch.cat([tokens.value, value], dim=2)
+        every = torch.ones(size, dtype=torch.bool, device=key.device)
+        present = every if tokens.present is None else tokens.present
+        shown.insert(0, present[:, None].expand(-1, tokens.key.shape[2]))
+    everything = all(tokens.present is None for tokens in joined)
+    columns = key.shape[2] - length
     causal = kwargs.pop("is_causal", None)
     causal = getattr(module, "is_causal", True) if causal is None else causal
     seen = torch.cat(shown, dim=1)
@@ -186,6 +269,7 @@ def _attention_site(model: nn.Module, path: str, key: Place, value: Place) -> Si
         )
     k, v = (site_at(model.get_submodule(p.module), p.module, p) for p in (key, value))
     widths = (k.outputs, v.outputs)
+    projections: tuple[Site, ...] = (k, v)
     if key.module == value.module and key.share is None:  # made of a latent vector, head by head
         heads: Any = getattr(module, "num_heads", None)
         each: tuple[Any, Any] = (
@@ -197,11 +281,19 @@ def _attention_site(model: nn.Module, path: str, key: Place, value: Place) -> Si
                 f"{type(module).__name__} mixes keys and values in {key.module} and does not say "
                 "how wide they are. Use a method with another face: lora, adapter, prompt."
             )
-        widths = (heads * each[0], heads * each[1])
+        widths, projections = (heads * each[0], heads * each[1]), ()
     sort = Place(path, key.stack, key.block, key.sublayer, "")
     name = key.role.rpartition(".")[0]
     return Site(
-        name, module, path, k.inputs, widths[0], sort, key_width=widths[0], value_width=widths[1]
+        name,
+        module,
+        path,
+        k.inputs,
+        widths[0],
+        sort,
+        key_width=widths[0],
+        value_width=widths[1],
+        projections=projections,
     )
 
 

@@ -14,7 +14,7 @@ __all__ = ["tokens_of"]
 def tokens_of(
     link: Link, size: int, dtype: torch.dtype, pair: bool
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """The virtual tokens of each of `size` rows, [rows, tokens, width], and which rows have them
+    """What the face gives each of `size` rows, [rows, tokens, width] each, and which rows have it
     (None: all).
     """
     rows = link.rows(size)

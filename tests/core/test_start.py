@@ -1,0 +1,139 @@
+"""One slot begins with what another delta has learned, or is refused and stays as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from deltatune import api
+from deltatune.core.delta import Delta
+from deltatune.core.errors import (
+    ArtefactError,
+    BackboneMismatchError,
+    ConfigurationError,
+    StateError,
+)
+from deltatune.core.start import start_from
+from deltatune.testing.case import move
+from deltatune.testing.families import FAMILIES
+
+KIN = FAMILIES["bert"]
+METHODS = [
+    "prompt(length=3)",
+    "lora(rank=2)",
+    "adapter(bottleneck=4)",
+    "vera(rank=4)",
+    "prefix(length=2) + bitfit",
+    "p_tuning(length=3, middle=4)",
+]
+
+
+def trained(method: str, seed: int = 3, slots: int = 1) -> Delta:
+    delta = api.attach(KIN.build(), method, seed=seed, slots=slots)
+    move(delta, seed)
+    return delta
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_a_slot_computes_what_its_source_computes(method: str) -> None:
+    source = trained(method, slots=2)
+    delta = api.attach(KIN.build(), method, slots=3)
+    kept = delta.tensors(0)
+    start_from(delta, source, slot=2, source_slot=1)
+    with source.route([1] * 4), delta.route([2] * 4):
+        expected, found = (KIN.logits(d.model, KIN.batch()) for d in (source, delta))
+    assert torch.equal(found, expected)
+    assert same(delta.tensors(0), kept) and not same(delta.tensors(2), kept)
+
+
+@pytest.mark.parametrize("method", [one for one in METHODS if "p_tuning" not in one])
+def test_a_folder_starts_what_it_was_saved_from(method: str, tmp_path: Path) -> None:
+    source = trained(method)
+    folder = api.save(source, tmp_path / "delta")
+    delta = api.attach(KIN.build(), method, slots=2)
+    start_from(delta, folder, slot=1)
+    assert same(delta.tensors(1), source.tensors()) and delta.saved == {}
+
+
+def test_a_prompt_starts_from_the_tokens_that_another_method_makes(tmp_path: Path) -> None:
+    source = trained("p_tuning(length=3, middle=4)")
+    tokens = source.parts[0].method.collapse(source.parts[0].sites[0], _own(source))["P"]
+    for given in (source, api.save(source, tmp_path / "delta")):
+        delta = api.attach(KIN.build(), "prompt(length=3)")
+        start_from(delta, given)
+        assert torch.equal(delta.tensors()["prompt/encoder/P"], tokens)
+        delta.detach()
+
+
+def _own(delta: Delta) -> dict[str, Tensor]:
+    return {name.rpartition("/")[2]: value for name, value in delta.tensors().items()}
+
+
+def test_a_head_stays_the_task_s_own(tmp_path: Path) -> None:
+    source = trained("prompt(length=3) + head(labels=2)")
+    for given in (source, api.save(source, tmp_path / "delta")):
+        delta = api.attach(KIN.build(), "head(labels=3) + prompt(length=3)")
+        before = delta.tensors()
+        start_from(delta, given)
+        after, wanted = delta.tensors(), source.tensors()
+        assert torch.equal(after["prompt/encoder/P"], wanted["prompt/encoder/P"])
+        assert all(torch.equal(after[n], before[n]) for n in before if n.startswith("head"))
+        delta.detach()
+
+
+def test_dropout_may_differ_and_scale_may_not() -> None:
+    source = trained("lora(rank=2, alpha=4.0)")
+    start_from(api.attach(KIN.build(), "lora(rank=2, alpha=4.0, dropout=0.1)"), source)
+    with pytest.raises(ConfigurationError, match="cannot start from lora"):
+        start_from(api.attach(KIN.build(), "lora(rank=2, alpha=8.0)"), source)
+
+
+@pytest.mark.parametrize(
+    ("method", "source"),
+    [
+        ("prompt(length=3)", "prompt(length=2)"),
+        ("p_tuning(length=3, middle=4)", "prompt(length=3)"),
+        ("lora(rank=2)", "lora(rank=2, at='attention.k')"),
+        ("prompt(length=3)", "prompt(length=3) + lora(rank=2)"),
+        ("head(labels=2)", "head(labels=2)"),
+        ("lora(rank=2)", "full"),
+    ],
+)
+def test_another_method_is_no_start(method: str, source: str) -> None:
+    delta = api.attach(KIN.build(), method)
+    before = delta.tensors()
+    with pytest.raises(ConfigurationError, match="must have the methods of its source"):
+        start_from(delta, api.attach(KIN.build(), source))
+    assert same(delta.tensors(), before)
+
+
+def test_what_has_no_slot_or_no_file_is_refused(tmp_path: Path) -> None:
+    delta, source = api.attach(KIN.build(), "lora(rank=2)"), trained("lora(rank=2)")
+    with pytest.raises(ConfigurationError, match="slot 1"):
+        start_from(delta, source, slot=1)
+    with pytest.raises(ConfigurationError, match="slot 1"):
+        start_from(delta, source, source_slot=1)
+    with pytest.raises(ArtefactError, match="is no delta"):
+        start_from(delta, tmp_path / "nothing")
+    delta.merge()
+    with pytest.raises(StateError, match="Unmerge it"):
+        start_from(delta, source)
+    with pytest.raises(StateError, match="trains the backbone itself"):
+        start_from(api.attach(KIN.build(), "full"), source)
+
+
+def test_a_folder_of_another_backbone_is_refused(tmp_path: Path) -> None:
+    folder = api.save(trained("lora(rank=2)"), tmp_path / "delta")
+    model = KIN.build()
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1
+    with pytest.raises(BackboneMismatchError):
+        start_from(api.attach(model, "lora(rank=2)"), folder)
