@@ -27,7 +27,7 @@ from deltatune.primitives.virtual_tokens import MadeTokens
 @register("p_tuning")
 @dataclass(frozen=True, kw_only=True)
 class PTuning(MadeTokens, Method):
-    """Tokens in front of the text, made by an encoder while training.
+    """Tokens that an encoder makes while training.
 
     Attributes:
         encoder: mlp, of three layers, or lstm, of two, with an MLP of two behind it.
