@@ -95,9 +95,13 @@ MADE = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("method", "length"), MADE.items())
-def test_what_makes_tokens_is_kept_as_a_prompt(method: str, length: int, tmp_path: Path) -> None:
-    model, delta = attached(method)
+def test_what_makes_tokens_is_kept_as_a_prompt(
+    method: str, length: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = FAMILIES["llama"].build().to(dtype)
+    delta = api.attach(model, method)
     move(delta)
     expected = logits(model)
     folder = api.save(delta, tmp_path / "delta")

@@ -115,6 +115,7 @@ def backbone_of(delta: Delta) -> Fingerprint:
     return delta.host.fingerprint(heads, own)
 
 
+@torch.no_grad()
 def stored_tensors(delta: Delta, slot: int = 0) -> dict[str, Tensor]:
     """What an artefact holds of one slot: the leaves of `method.stored()`, by full name."""
     held = delta.bank.read(slot)

@@ -79,16 +79,12 @@ class AdaLoRA(LowRank, Method):
         return self.orthogonality * torch.stack([(gram - eye).norm() for gram in grams]).mean()
 
     def remember(self, sites: Sequence[Held]) -> Mapping[str, Tensor]:
-        zero = {
-            f"{k}.{name}.{what}": torch.zeros_like(held.values[name])
+        smoothed = {
+            f"{k}.{name}": torch.stack([torch.zeros_like(held.values[name])] * 2)
             for k, held in enumerate(sites)
             for name in ("A", "B", "E")
-            for what in ("mean", "deviation")
         }
-        return {
-            **zero,
-            "kept": torch.ones(len(sites), self.rank, device=sites[0].values["E"].device),
-        }
+        return {**smoothed, "kept": torch.stack([torch.ones_like(h.values["E"]) for h in sites])}
 
     def on_step(self, sites: Sequence[Held], memory: Mapping[str, Tensor], moment: Moment) -> None:
         scores = torch.stack([_scores(k, held, memory) for k, held in enumerate(sites)])
@@ -112,7 +108,7 @@ def _scores(k: int, held: Held, memory: Mapping[str, Tensor]) -> Tensor:
     """The importance of each entry of E at site k, this step having been added to the means."""
     found = {}
     for name, gradient in held.gradients.items():
-        mean, deviation = memory[f"{k}.{name}.mean"], memory[f"{k}.{name}.deviation"]
+        mean, deviation = memory[f"{k}.{name}"]
         now = (held.values[name] * gradient).abs()
         mean.lerp_(now, 1 - _SMOOTHING)
         deviation.lerp_((now - mean).abs(), 1 - _SMOOTHING)

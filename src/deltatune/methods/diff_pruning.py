@@ -22,6 +22,7 @@ from deltatune.core.method import Category, Leaves, Method, ReviewCategory, regi
 from deltatune.core.policy import Draws, Held, Moment
 from deltatune.core.select import Difference, Form
 from deltatune.core.site import Site
+from deltatune.primitives.pruning import best
 
 _OPEN = 50.0  # a gate that noise does not move
 
@@ -98,9 +99,7 @@ class DiffPruning(Method):
     def _cut(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Sets each w to z w where that is among the largest, else to zero, and the gates to it."""
         worth = torch.cat([(_open(gate) * w).abs().flatten() for w, gate in pairs])
-        kept = torch.zeros_like(worth, dtype=torch.bool)
-        kept[worth.topk(max(1, round(self.share * len(worth)))).indices] = True
-        masks = torch.split(kept, [w.numel() for w, _ in pairs])
+        masks = torch.split(best(worth, self.share), [w.numel() for w, _ in pairs])
         for (w, gate), mask in zip(pairs, masks, strict=True):
             w.mul_(_open(gate) * mask.view_as(w))
             gate.copy_(torch.where(mask.view_as(gate), _OPEN, -_OPEN))

@@ -27,7 +27,7 @@ from deltatune.primitives.virtual_tokens import MadeTokens
 @register("intrinsic_prompt")
 @dataclass(frozen=True, kw_only=True)
 class IntrinsicPrompt(MadeTokens, Method):
-    """Tokens in front of the text, from a trained vector through a frozen decoder.
+    """Tokens that a frozen decoder makes of a trained vector.
 
     Attributes:
         dimension: n, the entries of the vector.

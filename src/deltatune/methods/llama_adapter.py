@@ -26,7 +26,7 @@ from deltatune.core.site import Site
 @register("llama_adapter")
 @dataclass(frozen=True, kw_only=True)
 class LLaMAAdapter(Method):
-    """A gated prompt for every attention of the upper blocks.
+    """A gated prompt beside every attention.
 
     Attributes:
         length: L, its tokens.

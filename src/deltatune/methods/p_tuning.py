@@ -3,8 +3,7 @@
 Liu et al. 2021, arXiv:2103.10385. The encoder is there while training; only the tokens are stored,
 as a `prompt`. It is PEFT's: the authors' LSTM is half as wide as the model in each direction, and
 their templates put tokens behind and between the texts too. Leaves start as torch starts its
-layers. The LSTM is written out, token by token, so that it is the same in every dtype and under
-every transform; each of its two layers takes both directions at once. No identity at the start.
+layers; a leaf of the LSTM holds both directions. No identity at the start.
 """
 
 from __future__ import annotations
@@ -24,13 +23,11 @@ from deltatune.core.method import Leaves, Method, register
 from deltatune.core.site import Site
 from deltatune.primitives.virtual_tokens import MadeTokens
 
-_LAYERS = 2  # of the LSTM
-
 
 @register("p_tuning")
 @dataclass(frozen=True, kw_only=True)
 class PTuning(MadeTokens, Method):
-    """Tokens in front of the text, made by an encoder while training.
+    """Tokens that an encoder makes while training.
 
     Attributes:
         encoder: mlp, of three layers, or lstm, of two, with an MLP of two behind it.
@@ -65,24 +62,15 @@ class PTuning(MadeTokens, Method):
         return leaves
 
     def embed(self, p: Leaves) -> Tensor:
-        x, k = p["E"], 1
+        x = p["E"]
         if self.encoder == "lstm":
-            for layer in range(_LAYERS):
-                x = _both_ways(x, *(p[f"{name}.{layer}"] for name in ("W", "U", "b", "c")))
+            way = itertools.product("01", (0, 1))  # a layer forwards, and backwards
+            flat = [p[f"{name}.{layer}"][k] for layer, k in way for name in "WUbc"]
+            start = x.new_zeros(4, 1, self.middle)
+            # Two layers with biases, without dropout, in both directions, over [tokens, 1, width].
+            x = torch.lstm(x.unsqueeze(1), (start, start), flat, True, 2, 0.0, True, True, False)[0]
+            x = x.squeeze(1)
+        k = 1
         while f"W{k + 1}" in p:
             x, k = torch.relu(linear(x, p[f"W{k}"], p[f"b{k}"])), k + 1
         return linear(x, p[f"W{k}"], p[f"b{k}"])
-
-
-def _both_ways(x: Tensor, W: Tensor, U: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """A layer of a bidirectional LSTM: [tokens, inputs] to [tokens, 2 m]. Gates: i, f, g, o."""
-    read = torch.stack([x, x.flip(0)]) @ W.mT + (b + c).unsqueeze(1)
-    h = s = torch.zeros_like(read[:, 0, : U.shape[-1]])
-    states = []
-    for t in range(x.shape[0]):
-        i, f, g, o = (read[:, t] + (U @ h.unsqueeze(-1)).squeeze(-1)).chunk(4, dim=-1)
-        s = torch.sigmoid(f) * s + torch.sigmoid(i) * torch.tanh(g)
-        h = torch.sigmoid(o) * torch.tanh(s)
-        states.append(h)
-    forward, backward = torch.stack(states, dim=1)
-    return torch.cat([forward, backward.flip(0)], dim=-1)

@@ -15,7 +15,7 @@ from deltatune.core.policy import Held, Moment
 from deltatune.core.select import Difference, Form
 from deltatune.core.site import Site
 
-__all__ = ["Pruned"]
+__all__ = ["Pruned", "best"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +99,15 @@ class Pruned:
         worth = [self.worth(memory[f"{name}.score"]).flatten() for name, *_ in leaves]
         if not self.per_tensor:
             sizes = [len(one) for one in worth]
-            best = list(torch.split(_best(torch.cat(worth), self.share), sizes))
+            chosen = list(torch.split(best(torch.cat(worth), self.share), sizes))
         else:
-            best = [_best(one, self.share) for one in worth]
-        for (name, value, _), chosen in zip(leaves, best, strict=True):
-            memory[f"{name}.kept"].copy_(chosen.view_as(value))
+            chosen = [best(one, self.share) for one in worth]
+        for (name, value, _), mask in zip(leaves, chosen, strict=True):
+            memory[f"{name}.kept"].copy_(mask.view_as(value))
             value.zero_()
 
 
-def _best(worth: Tensor, share: float) -> Tensor:
+def best(worth: Tensor, share: float) -> Tensor:
     """Which entries are the most important, as a mask."""
     chosen = torch.zeros_like(worth, dtype=torch.bool)
     count = max(1, round(share * len(worth)))

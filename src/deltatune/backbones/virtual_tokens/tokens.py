@@ -25,7 +25,8 @@ def tokens_of(
     def of_slot(place: int) -> Leaves:
         return {name: leaf[place] for name, leaf in leaves.items()}
 
-    leaves = link.stacked(dtype)
+    # What makes tokens computes in fp32, so that the stored ones are those that it makes.
+    leaves = link.stacked(torch.promote_types(dtype, torch.float32))
     if rows.uniform is not None:
         each = made(of_slot(0))
         return tuple(t.to(dtype).unsqueeze(0).expand(size, -1, -1) for t in each), None
