@@ -184,13 +184,15 @@ def test_tokens_are_those_of_peft() -> None:
     close(kin.logits(ours, batch), kin.logits(theirs, batch))
 
 
-@pytest.mark.parametrize("tokens", ["", "5,", "5;6", "-1", "5:", "7:7", "9:7", "5, 4:6", "²"])
+@pytest.mark.parametrize("tokens", ["5,", " ", "5;6", "-1", "5:", "7:7", "9:7", "5, 4:6", "²"])
 def test_tokens_are_read_strictly(tokens: str) -> None:
     with pytest.raises(ConfigurationError, match="trainable_tokens: tokens"):
         TrainableTokens(tokens=tokens)
 
 
-def test_a_token_beyond_the_table_is_refused() -> None:
+def test_a_token_beyond_the_table_is_refused_and_none_at_all() -> None:
+    with pytest.raises(ConfigurationError, match="no token is named"):
+        api.plan(FAMILIES["bert"].build(), "trainable_tokens")
     for tokens, at in (("97", "embedding"), ("0:99999999999999", "embedding"), ("3", "head")):
         with pytest.raises(TargetError, match="Choose 0 to"):
             api.plan(FAMILIES["bert"].build(), TrainableTokens(tokens=tokens, at=at))

@@ -50,7 +50,8 @@ class TrainableTokens(Method):
 
     def ranges(self) -> list[range]:
         """The ids as ranges. Raises ConfigurationError."""
-        found = [_TERM.fullmatch(term.strip()) for term in self.tokens.split(",")]
+        terms = self.tokens.split(",") if self.tokens else []
+        found = [_TERM.fullmatch(term.strip()) for term in terms]
         read = [range(int(m[1]), int(m[2] or int(m[1]) + 1)) for m in found if m is not None]
         if len(read) < len(found):
             raise ConfigurationError(
@@ -60,6 +61,10 @@ class TrainableTokens(Method):
         return read
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
+        if not self.tokens:
+            raise ConfigurationError(
+                "trainable_tokens: no token is named. Say which: tokens='5, 17, 100:110'."
+            )
         first = {(site.stack, site.part): site for site in reversed(sites)}
         return [site for site in sites if first[site.stack, site.part] is site]
 

@@ -17,7 +17,7 @@ from deltatune.core.leaf import generator
 
 __all__ = ["Fastfood", "walsh_hadamard"]
 
-_SIDE = 64  # H is a Kronecker product of matrices of at most this size: few passes, each a product
+_SIDE = 64  # H is a Kronecker product of matrices up to this size: each is one pass over the data
 
 
 def walsh_hadamard(x: Tensor) -> Tensor:
@@ -28,13 +28,13 @@ def walsh_hadamard(x: Tensor) -> Tensor:
     size = x.shape[-1]
     if size < 1 or size & (size - 1):
         raise ValueError(f"A Walsh-Hadamard transform has a size of 1, 2, 4, ...; this is {size}.")
-    shape, left = x.shape, size
-    while left > 1:
-        side = min(left, _SIDE)
-        # The last factor is applied and becomes the first; after all of them each is in its place.
-        x = (x.reshape(*shape[:-1], size // side, side) @ _matrix(side, x)).mT.reshape(shape)
-        left //= side
-    return x
+    shape, done = x.shape, 1
+    while done < size:
+        side = min(size // done, _SIDE)
+        H, pieces = _matrix(side, x), x.reshape(-1, side, done)
+        x = pieces[..., 0] @ H if done == 1 else torch.bmm(H.expand(len(pieces), -1, -1), pieces)
+        done *= side
+    return x.reshape(shape)
 
 
 def _matrix(size: int, like: Tensor) -> Tensor:
