@@ -1,7 +1,7 @@
 """Tensors that are mostly zero, as an artefact keeps them: what is not zero, and where it stands.
 
 Whatever the method: a difference that was pruned in training is as small in a file as what is left
-of it. Nothing is lost, to the bit.
+of it. Nothing is lost but the sign of zeros.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, in
         if value.dtype != torch.float32 or not _SMALLEST <= value.numel() < 2**31:
             continue
         flat = value.flatten()
-        places = flat.view(torch.int32).nonzero().flatten()  # of bits: -0.0 stays what it is
+        places = flat.nonzero().flatten()
         if len(places) <= _SHARE * len(flat):
             packed[name], packed[places_of(name)] = flat[places], places.int()
             counts[name] = len(places)

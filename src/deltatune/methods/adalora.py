@@ -106,7 +106,7 @@ class AdaLoRA(LowRank, Method):
 
 def _scores(k: int, held: Held, memory: Mapping[str, Tensor]) -> Tensor:
     """The importance of each entry of E at site k, this step having been added to the means."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, gradient in held.gradients.items():
         mean, deviation = memory[f"{k}.{name}"]
         now = (held.values[name] * gradient).abs()
