@@ -27,6 +27,7 @@ from deltatune.core.rows import Rows
 from deltatune.core.seam import SEAMS
 from deltatune.core.select import Form
 from deltatune.core.site import Site
+from deltatune.core.text import follow, forget
 
 __all__ = ["Delta", "attach", "deltas_of"]
 
@@ -268,6 +269,7 @@ class Delta(nn.Module):
             host.chain(link.site.module).links.append(link)
             if link.site.entry is not None:
                 host.chain(link.site.entry[1]).entries.append(link)
+        follow(host, [link for link in self.links if link.method.reads()])
 
     def detach(self) -> None:
         """Takes the delta off the model; in any order, and after the last one the model is as it
@@ -282,6 +284,7 @@ class Delta(nn.Module):
             raise StateError(f"{self.name} is merged. Call unmerge() before detach().")
         for face, links in self._seamed().items():
             SEAMS[face].remove(host, links)
+        forget(host, self.links)
         for chain in host.chains:
             chain.links = [link for link in chain.links if link.delta is not self]
             chain.entries = [link for link in chain.entries if link.delta is not self]
