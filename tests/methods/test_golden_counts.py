@@ -46,7 +46,6 @@ EXCLUDED = {
     "LLaMA-Adapter": "gated prefixes come later",
     "P-tuning v1 (MLP encoder)": "prompt encoders come later",
     "P-tuning v1 (BiLSTM encoder)": "prompt encoders come later",
-    "PASTA": "edits of special tokens come later",
     "UniPELT (A+P)": "its gates come later",
     "UniPELT (A+P+L)": "its gates come later",
 }
@@ -172,6 +171,7 @@ PAPER: dict[str, str] = {
     "G322": "prefix(length=10)",
     "G323": "lora(rank=8)",
     "G324": "pfeiffer(bottleneck=48)",
+    "G328": "pasta(length=4)",
     "G327": "hadamard + ln_tuning(at='*.attention.output.LayerNorm')",
     "G244": f"dora(rank=32, at={FIVE!r})",
     "G245": "vera(rank=256)",
@@ -283,6 +283,14 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "t5-v1_1-large": lambda: t5(1024, 2816, 24, 16, gated=True),
     "t5-v1_1-xxl": lambda: t5(4096, 10240, 24, 64, gated=True),
     "bert-base": lambda: BertModel(BertConfig()),
+    "bert-large": lambda: BertModel(
+        BertConfig(
+            hidden_size=1024,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            intermediate_size=4096,
+        )
+    ),
     "roberta-base-cls": lambda: roberta(RobertaForSequenceClassification, large=False),
     "roberta-large-cls": lambda: roberta(RobertaForSequenceClassification, large=True),
     "roberta-large-mlm": lambda: roberta(RobertaForMaskedLM, large=True),
