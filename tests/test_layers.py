@@ -14,7 +14,7 @@ ANY = frozenset({"*"})
 # package -> (what it may import of ours, what of others); the standard library is free.
 TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "primitives": (
-        frozenset({"core.errors", "core.leaf", "core.method", "core.site"}),
+        frozenset({"core.errors", "core.leaf", "core.method", "core.site", "core.text"}),
         frozenset({"torch"}),
     ),
     "core": (

@@ -6,16 +6,12 @@ paper has it; pyreft's class of that name keeps R orthonormal. R, W and b start 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn.functional import linear
 
-from deltatune.core.leaf import Leaf
 from deltatune.core.method import Leaves, Method, register
-from deltatune.core.site import Site
-from deltatune.core.text import Text
 from deltatune.primitives.intervention import Intervention
 
 
@@ -23,12 +19,6 @@ from deltatune.primitives.intervention import Intervention
 @dataclass(frozen=True, kw_only=True)
 class DiReFT(Intervention, Method):
     """LoRA on the residual stream, at some tokens."""
-
-    def init(self, site: Site) -> Mapping[str, Leaf]:
-        return self.leaves(site)
-
-    def read(self, x: Tensor, y: Tensor, text: Text, p: Leaves) -> Tensor:
-        return self.edited(y, text.prompt, p)
 
     def edit(self, y: Tensor, p: Leaves) -> Tensor:
         return linear(y, p["W"], p["b"]) @ p["R"]

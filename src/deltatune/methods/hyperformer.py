@@ -3,8 +3,8 @@
 Karimi Mahabadi et al. 2021, arXiv:2106.04489. I = LN(MLP([task; block; sublayer])), and one linear
 map makes D, U, c, e, g and s of a site from I; it is shared by all sites of one width. What a site
 has of its own are embeddings of its block and of its sublayer. The authors share over tasks too;
-here a delta is one task, and only the adapters that were made are stored. The rows that make g and
-s start at zero, so that the start is the identity; the authors draw them with standard deviation
+here a delta is one task, and only the adapters that were made are stored. The map that makes g and
+s starts at zero, so that the start is the identity; the authors draw it with standard deviation
 0.01, as all other maps are drawn here.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
 from deltatune.core.errors import ConfigurationError
-from deltatune.core.leaf import Leaf, given, normal, ones, zeros
+from deltatune.core.leaf import Leaf, normal, ones, zeros
 from deltatune.core.method import Leaves, Method, register
 from deltatune.core.site import Site
 from deltatune.primitives.bottleneck import Bottleneck
@@ -74,8 +74,10 @@ class HyperFormer(Bottleneck, Method):
             "b2": zeros(size).tied("model"),
             "norm": ones(size).tied("model"),
             "offset": zeros(size).tied("model"),
-            "W": given((2 * d * m + m + 3 * d, size), _Rows(2 * d)).tied(f"{d}"),
-            "b": zeros(2 * d * m + m + 3 * d).tied(f"{d}"),
+            "W": normal(2 * d * m + m + d, size, std=0.01).tied(f"{d}"),
+            "b": zeros(2 * d * m + m + d).tied(f"{d}"),
+            "V": zeros(2 * d, size).tied(f"{d}"),
+            "v": zeros(2 * d).tied(f"{d}"),
         }
 
     def output(self, x: Tensor, y: Tensor, p: Leaves) -> Tensor:
@@ -91,10 +93,10 @@ class HyperFormer(Bottleneck, Method):
         inside = linear(torch.relu(linear(known, p["W1"], p["b1"])), p["W2"], p["b2"])
         inside = layer_norm(inside, inside.shape, p["norm"], p["offset"])
         m, d = self.bottleneck, width
-        everything = linear(inside, p["W"], p["b"])
-        D, U, *rest = torch.split(everything, [m * d, d * m, m, d, d, d])
-        vectors = dict(zip(("c", "e", "gain", "shift"), rest, strict=True))
-        return {"D": D.view(m, d), "U": U.view(d, m), **vectors}
+        maps = linear(inside, p["W"], p["b"])
+        D, U, c, e = torch.split(maps, [m * d, d * m, m, d])
+        gain, shift = linear(inside, p["V"], p["v"]).chunk(2)
+        return {"D": D.view(m, d), "U": U.view(d, m), "c": c, "e": e, "gain": gain, "shift": shift}
 
     def stored(self) -> Method:
         return HyperFormer(
@@ -106,13 +108,3 @@ class HyperFormer(Bottleneck, Method):
 
     def collapse(self, site: Site, p: Leaves) -> Leaves:
         return self.made(site.outputs, p)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    zero: int  # at the end
-
-    def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
-        drawn = 0.01 * torch.randn(shape, generator=random)
-        drawn[-self.zero :] = 0
-        return drawn

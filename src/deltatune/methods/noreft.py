@@ -6,16 +6,12 @@ layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn.functional import linear
 
-from deltatune.core.leaf import Leaf
 from deltatune.core.method import Leaves, Method, register
-from deltatune.core.site import Site
-from deltatune.core.text import Text
 from deltatune.primitives.intervention import Intervention
 
 
@@ -23,12 +19,6 @@ from deltatune.primitives.intervention import Intervention
 @dataclass(frozen=True, kw_only=True)
 class NoReFT(Intervention, Method):
     """An edit of the residual stream along directions that are free."""
-
-    def init(self, site: Site) -> Mapping[str, Leaf]:
-        return self.leaves(site)
-
-    def read(self, x: Tensor, y: Tensor, text: Text, p: Leaves) -> Tensor:
-        return self.edited(y, text.prompt, p)
 
     def edit(self, y: Tensor, p: Leaves) -> Tensor:
         return (linear(y, p["W"], p["b"]) - linear(y, p["R"])) @ p["R"]

@@ -19,7 +19,6 @@ from torch.nn.functional import linear
 from deltatune.core.leaf import Leaf
 from deltatune.core.method import Leaves, Method, register
 from deltatune.core.site import Site
-from deltatune.core.text import Text
 from deltatune.primitives.intervention import Intervention
 
 
@@ -30,9 +29,6 @@ class ReFT(Intervention, Method):
 
     def init(self, site: Site) -> Mapping[str, Leaf]:
         return self.leaves(site, _drawn)
-
-    def read(self, x: Tensor, y: Tensor, text: Text, p: Leaves) -> Tensor:
-        return self.edited(y, text.prompt, p)
 
     def edit(self, y: Tensor, p: Leaves) -> Tensor:
         R = _orthonormal(p["R"])

@@ -13,6 +13,7 @@ from deltatune.core.errors import ConfigurationError, TargetError
 from deltatune.core.leaf import Fill, Leaf, given, uniform
 from deltatune.core.method import Category
 from deltatune.core.site import Site
+from deltatune.core.text import Text
 
 __all__ = ["Intervention"]
 
@@ -62,6 +63,10 @@ class Intervention:
         """In an encoder-decoder the prompt is the encoder's text."""
         return [site for site in sites if site.stack == "encoder"] or sites
 
+    def init(self, site: Site) -> Mapping[str, Leaf]:
+        """R, W and b, drawn as linear layers are; see `leaves`."""
+        return self.leaves(site)
+
     def leaves(self, site: Site, start: Fill | None = None) -> dict[str, Leaf]:
         """R and W [ends, r, d] and b [ends, r], drawn as linear layers are, R by `start` if given.
 
@@ -79,6 +84,10 @@ class Intervention:
             "W": drawn,
             "b": uniform(self.ends, r, bound=d**-0.5),
         }
+
+    def read(self, x: Tensor, y: Tensor, text: Text, p: Mapping[str, Tensor]) -> Tensor:
+        """See Method."""
+        return self.edited(y, text.prompt, p)
 
     def edited(self, y: Tensor, prompt: Tensor, p: Mapping[str, Tensor]) -> Tensor:
         """New y [..., tokens, d]: where the prompt [..., tokens] says, with `edit` added."""
