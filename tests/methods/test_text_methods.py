@@ -458,7 +458,6 @@ def refused(method: str, family: str) -> Callable[[], Any]:
     ("method", "family"),
     [
         ("tiny_attention + prompt(length=2)", "llama"),
-        ("tiny_attention(at='cross_attention.k')", "t5"),
         ("tiny_attention(at='pooler')", "bert"),
     ],
 )
@@ -487,9 +486,15 @@ class Plain(nn.Module):
         return x
 
 
+@pytest.mark.parametrize("target", ["cross_attention.k", "cross_attention.v", "head", "shared"])
+def test_what_reads_the_text_of_no_stack_or_another_is_refused(target: str) -> None:
+    with pytest.raises(UnsupportedError, match="works on the text of no module"):
+        api.attach(FAMILIES["t5"].build(), f"tiny_attention(at='{target}')")
+
+
 def test_a_model_without_a_token_stack_is_refused_and_left_alone() -> None:
     model = Plain()
-    with pytest.raises(UnsupportedError, match="lies in no module whose forward takes"):
+    with pytest.raises(UnsupportedError, match="works on the text of no module"):
         api.attach(model, "tiny_attention(at='layers.0')")
     assert host_of(model) is None and "forward" not in model.layers[0].__dict__
 

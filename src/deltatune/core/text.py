@@ -148,7 +148,7 @@ class TextReader:
             raise UnsupportedError(
                 f"{self.links[0].method.name} must know which tokens are padding: it needs a mask "
                 f"[rows, {past + length}], one entry for each token so far; it got {found}. Static "
-                "caches on decoder-only models make other masks: use a dynamic cache."
+                "caches make other masks in a decoder: use a dynamic cache."
             )
         real = (mask != 0).expand(size, -1)
         prompt = real if past == 0 else real.new_zeros(size, length)
@@ -196,8 +196,7 @@ class TextReader:
             raise UnsupportedError(
                 f"{name} reads the text [rows, tokens] {tuple(text.prompt.shape)}, and its module "
                 f"gives {tuple(y.shape)}. Packed rows and virtual tokens (prompt) change the "
-                "tokens, and what reads another stack (keys and values of cross-attention), a "
-                "pooler or an expert has others. Leave one of the two out."
+                "tokens; a pooler or an expert has others. Leave one of the two out."
             )
         return text
 
@@ -247,11 +246,11 @@ def token_stack(model: nn.Module, path: str) -> str | None:
 def follow(host: Host, links: Sequence[Link]) -> None:
     """Puts a reader around the token stack of each link. Raises UnsupportedError without one."""
     for link in links:
-        path = token_stack(host.model, link.site.path)
+        path = _stack_of(host, link)
         if path is None:
             raise UnsupportedError(
                 f"{link.method.name} must know which tokens are padding, and {link.site.path} of "
-                f"{type(host.model).__name__} lies in no module whose forward takes "
+                f"{type(host.model).__name__} works on the text of no module whose forward takes "
                 "`inputs_embeds` and `attention_mask`. Choose sites in a token stack, or a method "
                 "that sees each token alone, such as adapter."
             )
@@ -263,6 +262,15 @@ def follow(host: Host, links: Sequence[Link]) -> None:
             chain.arounds.insert(int(host.opens(chain.module)), reader)
         reader.links.append(link)
         link.reader = reader
+
+
+def _stack_of(host: Host, link: Link) -> str | None:
+    """The path of the stack whose text a site works on; None where that is not known."""
+    path, place = token_stack(host.model, link.site.path), link.site.place
+    if path is None or "decoder_input_ids" in parameter_names(host.model.get_submodule(path)):
+        return None  # around both stacks of an encoder-decoder
+    foreign = place is not None and place.sublayer == "cross_attention" and place.part in ("k", "v")
+    return None if foreign else path
 
 
 def _reader(host: Host, path: str) -> TextReader:
