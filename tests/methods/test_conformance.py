@@ -66,6 +66,7 @@ CATALOGUE = (
     "noreft(rank=2)",
     f"pasta(length=2, tokens='{SPECIAL}')",
     "hyperformer(bottleneck=4, embedding=4, middle=6, projected=5)",
+    "invertible(bottleneck=4)",
 )
 METHODS = CATALOGUE + ARMS
 

@@ -25,7 +25,7 @@ from deltatune.core.errors import (
 )
 from deltatune.core.host import host_of
 from deltatune.core.text import Text
-from deltatune.methods import ReFT
+from deltatune.methods import Invertible, ReFT
 from deltatune.methods.reft import _orthonormal
 from deltatune.testing.case import Case, close, move, named_gradients
 from deltatune.testing.families import FAMILIES
@@ -255,6 +255,59 @@ def test_hyperformer_stores_plain_bottlenecks_and_shares_what_makes_them() -> No
     network = made * (6 + 1) + (5 * 3 * t + 5) + (6 * 5 + 6) + 2 * 6
     assert planned.trainable == network + t * (1 + 4 + 2)  # a task, four blocks, two sublayers
     assert planned.stored == sites * made
+
+
+def test_invertible() -> None:
+    batch = FAMILIES["llama"].batch()
+    model = double("llama")
+    first = Heard(model, "model.embed_tokens")
+    entering = Heard(model, "model.layers.0.input_layernorm")
+    last = Heard(model, "model.norm")
+    head = Heard(model, "lm_head")
+    delta = api.attach(model, "invertible(bottleneck=5, activation='tanh')")
+    assert delta.bank.numel == 2 * 32 * 5 + 2 * 5 + 32
+    move(delta)
+    with torch.no_grad():
+        model(**batch)
+    p = {n.rpartition("/")[2]: v.double().numpy() for n, v in delta.tensors().items()}
+
+    def half(k: str, x: Any) -> Any:
+        inner = np.tanh(x @ p[f"{k}.D"].T + p[f"{k}.c"])
+        return inner @ p[f"{k}.U"].T + p[f"{k}.e"]
+
+    a, b = np.split(first.y.numpy(), 2, axis=-1)
+    y = a + half("F", b)
+    there = np.concatenate([y, b + half("G", y)], axis=-1)
+    np.testing.assert_allclose(entering.x.numpy(), there, rtol=1e-9)
+    y, z = np.split(last.y.numpy(), 2, axis=-1)
+    b = z - half("G", y)
+    back = np.concatenate([y - half("F", b), b], axis=-1)
+    expected = back @ model.lm_head.weight.numpy().T
+    np.testing.assert_allclose(head.y.numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+@given(seed=st.integers(0, 1000))
+@settings(deadline=None, max_examples=20)
+def test_the_inverse_undoes_the_coupling(seed: int) -> None:
+    model = FAMILIES["llama"].build()
+    method = Invertible(bottleneck=4)
+    residual, head = (link.site for link in api.attach(model, method).links)
+    random = torch.Generator().manual_seed(seed)
+    p = {
+        name: torch.randn(leaf.shape, generator=random, dtype=torch.float64)
+        for name, leaf in method.init(residual).items()
+    }
+    y = torch.randn(3, 32, generator=random, dtype=torch.float64)
+    changed = method.at_site(residual).output(y, y, p)
+    assert not torch.allclose(changed, y)
+    torch.testing.assert_close(method.at_site(head).output(changed, changed, p), y)
+
+
+def test_invertible_leaves_a_classifier_alone_and_asks_for_a_block() -> None:
+    planned = api.plan(FAMILIES["bert"].build(), "invertible(bottleneck=4)")
+    assert [site.name for site in planned.sites] == ["encoder.block[0].residual"]
+    with pytest.raises(TargetError, match="'residual' and 'head'; found lm_head"):
+        api.plan(FAMILIES["llama"].build(), "invertible(at='head')")
 
 
 # Padding

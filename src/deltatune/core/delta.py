@@ -80,7 +80,7 @@ class Delta(nn.Module):
                 leaves, len(seeds), torch.device("cpu") if device.type == "meta" else device
             )
         self.links = [
-            Link(self, part.method, site, names, _forms(part.method, site))
+            Link(self, part.method.at_site(site), site, names, _forms(part.method, site))
             for part in parts
             for site, names in zip(part.sites, part.names, strict=True)
         ]

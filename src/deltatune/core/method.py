@@ -131,6 +131,11 @@ class Method(abc.ABC):
         """Which of the sites found at `at` to use. All of them, unless a method knows better."""
         return sites
 
+    def at_site(self, site: Site) -> Method:
+        """What acts at one site: itself, or its counterpart where a pair of sites differs."""
+        del site
+        return self
+
     def idle(self, site: Site, leaf: str) -> bool:
         """Whether mathematics alone gives this leaf a zero gradient at this site."""
         del site, leaf
