@@ -39,7 +39,7 @@ def bank(method: str = "lora(rank=2)") -> Delta:
 @pytest.mark.parametrize("method", [one for one in METHODS if one != "full"])
 def test_it_gives_what_loading_gives(method: str, tmp_path: Path) -> None:
     case = Case(method, "bert")
-    stored = str(parse(method)).replace("reparameterise=True", "reparameterise=False")
+    stored = " + ".join(str(one.stored()) for one in parse(method))
     folder = saved(tmp_path, method)
     held = bank(stored)
     other = {name: value.clone() for name, value in held.tensors(0).items()}
@@ -52,6 +52,12 @@ def test_it_gives_what_loading_gives(method: str, tmp_path: Path) -> None:
         move(held)
     now = held.tensors(0)
     assert all(not torch.equal(now[n], other[n]) for n in held.bank.trained if now[n].numel() > 4)
+
+
+@pytest.mark.parametrize("method", ["prefix(length=2, reparameterise=True)", "hyperformer"])
+def test_what_makes_the_leaves_is_not_swapped(method: str, tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="Attach what is stored"):
+        swap(bank(method), saved(tmp_path, method), 1)
 
 
 def test_status_names_the_folder_and_sees_changes(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def swap(delta: Delta, folder: str | Path, slot: int = 0) -> None:
         ArtefactError: the files are damaged, or hold another method.
         BackboneMismatchError: it was made for another backbone.
         ConfigurationError: there is no such slot.
-        StateError: the slot is merged, the delta is not attached, or it trains in place.
+        StateError: the slot is merged, the delta is not attached, or it trains in place, or in a
+            form that is not stored.
     """
     delta.check_slot(slot)
     bank = delta.bank
@@ -79,6 +80,11 @@ def swap(delta: Delta, folder: str | Path, slot: int = 0) -> None:
         raise ArtefactError(
             f"{path} holds {held.artefact.method}, slot {slot} of this delta {wanted}. Load it as "
             "a delta of its own: dt.load(folder, model)."
+        )
+    if str(delta.expressions[slot]) != wanted:
+        raise StateError(
+            f"Slot {slot} of {delta.name} trains what makes its leaves, which no folder holds. "
+            f"Attach what is stored, {wanted}, and swap into that."
         )
     refuse(path, held.artefact, backbone_of(delta))
     content = _content(path, held)
