@@ -16,7 +16,7 @@ TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "primitives": (
         frozenset(
             {"core.errors", "core.leaf", "core.method", "core.policy", "core.select", "core.site"}
-            | {"core.storage"}
+            | {"core.storage", "core.text"}
         ),
         frozenset({"torch"}),
     ),

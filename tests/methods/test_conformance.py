@@ -13,6 +13,8 @@ from deltatune.testing.compiled_laws import law_compiled
 from deltatune.testing.families import FAMILIES
 from deltatune.testing.methods import Case, Law, laws
 
+SPECIAL = " ".join(map(str, range(2, 60)))  # every row of a batch has some of these
+
 ARMS = (
     "lora(rank=3)",
     "adapter(bottleneck=4)",
@@ -91,6 +93,14 @@ CATALOGUE = (
     "selective_module(budget=0.3)",
     "prefix(length=3, reparameterise=True, middle=8)",
     "difference(at='attention')",
+    "tiny_attention(heads=2)",
+    "pals(width=8, heads=2)",
+    "reft(rank=2, first=1, last=2)",
+    "direft(rank=2, separate=True)",
+    "noreft(rank=2)",
+    f"pasta(length=2, tokens='{SPECIAL}')",
+    "hyperformer(bottleneck=4, embedding=4, middle=6, projected=5)",
+    "invertible(bottleneck=4)",
 )
 METHODS = CATALOGUE + ARMS
 

@@ -36,7 +36,6 @@ ROWS = list(csv.DictReader(TABLE.read_text(encoding="utf-8").splitlines()))
 
 # Methods of the table that later work brings, or that no method of ours should be.
 EXCLUDED = {
-    "PASTA": "edits of special tokens come later",
     "UniPELT (A+P)": "its gates come later",
     "UniPELT (A+P+L)": "its gates come later",
 }
@@ -173,6 +172,7 @@ PAPER: dict[str, str] = {
     "G322": "prefix(length=10)",
     "G323": "lora(rank=8)",
     "G324": "pfeiffer(bottleneck=48)",
+    "G328": "pasta(length=4)",
     "G327": "hadamard + ln_tuning(at='*.attention.output.LayerNorm')",
     "G244": f"dora(rank=32, at={FIVE!r})",
     "G245": "vera(rank=256)",
@@ -289,6 +289,14 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "t5-v1_1-large": lambda: t5(1024, 2816, 24, 16, gated=True),
     "t5-v1_1-xxl": lambda: t5(4096, 10240, 24, 64, gated=True),
     "bert-base": lambda: BertModel(BertConfig()),
+    "bert-large": lambda: BertModel(
+        BertConfig(
+            hidden_size=1024,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            intermediate_size=4096,
+        )
+    ),
     "roberta-base-cls": lambda: roberta(RobertaForSequenceClassification, large=False),
     "roberta-large-cls": lambda: roberta(RobertaForSequenceClassification, large=True),
     "roberta-large-mlm": lambda: roberta(RobertaForMaskedLM, large=True),

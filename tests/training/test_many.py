@@ -47,7 +47,7 @@ def rows_for(family: str, seed: int, count: int = 12) -> list[dict[str, list[int
         ids = batch["input_ids"][row, : 3 + (row + seed) % 3].tolist()
         labels: Any = ids[0] % 3 if family == "bert" else ids[: 2 + row % 2]
         if family == "llama":
-            labels = [-100, *ids[1:]]
+            labels = [-100, -100, *ids[2:]]
         rows.append({"input_ids": ids, "labels": labels})
     return rows
 
@@ -119,6 +119,8 @@ def results(found: Sequence[Outcome]) -> list[Result]:
 
 CASES = [(method, 4000, "bert") for method in METHODS]
 CASES += [(METHODS[0], 4000, "llama"), (METHODS[-1], 7, "t5"), (METHODS[-1], 7, "llama")]
+# These read the text: its padding, and by the labels where a prompt ends.
+CASES += [("tiny_attention(heads=2)", 4000, "bert"), ("reft(rank=2)", 4000, "llama")]
 
 
 @pytest.mark.parametrize(("method", "tokens", "family"), CASES)

@@ -222,6 +222,7 @@ def test_an_interrupted_packed_run_goes_on_with_the_same_bits(tmp_path: Path) ->
     ("family", "method", "said"),
     [
         ("bert", "lora(rank=2) + prompt(length=2)", "prompt puts tokens in front.*use prefix"),
+        ("bert", "tiny_attention", "tiny_attention reads the text of every row"),
         ("bart", "lora(rank=2)", "BartEncoder counts its positions itself"),
         ("deberta_v2", "lora(rank=2)", "DebertaV2Model cannot be packed"),
         ("gpt_oss", "lora(rank=2)", "GptOssModel cannot be packed"),

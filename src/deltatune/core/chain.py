@@ -22,7 +22,7 @@ from deltatune.core.errors import UnsupportedError
 from deltatune.core.link import Link
 from deltatune.core.low_rank import followed, linear_with
 from deltatune.core.quantised import Quantised
-from deltatune.core.rows import spread
+from deltatune.core.rows import by_slot, spread
 from deltatune.core.storage import storage_of, wide
 
 __all__ = ["Around", "Chain", "Inner"]
@@ -105,9 +105,12 @@ class Chain:
         links = [link for link in self.links if link.live]
         if not links:
             return self.base(*args, **kwargs)
+        for link in links:
+            if link.method.at_input:
+                args = (self.act(link, args, args[0]), *args[1:])
         folding = [link for link in links if link.method.face in ("weight", "select")]
         output = self.weights(folding, args, kwargs) if folding else self.base(*args, **kwargs)
-        acting = [link for link in links if link.method.face == "output"]
+        acting = [k for k in links if k.method.face == "output" and not k.method.at_input]
         if not acting:
             return output
         y = output[0] if isinstance(output, tuple) else output
@@ -126,7 +129,17 @@ class Chain:
         link.entry_input = None
         assert x is not None
         rows, part = link.rows(y.shape[0]), link.cut(y)
-        new = spread(link.method.output, rows, x, part, link.stacked(y.dtype), slotwise=False)
+        leaves = link.stacked(y.dtype)
+        if link.reader is None:
+            new = spread(link.method.output, rows, x, part, leaves, slotwise=False)
+        elif rows.empty:
+            return y
+        else:
+            text = link.reader.of(link, y)
+            if link.method.shows():
+                shown = by_slot(link.method.show, rows, x, part, text, leaves, None)
+                text = link.reader.with_shown(link, text, shown)
+            new = by_slot(link.method.read, rows, x, part, text, leaves, part)
         return link.paste(y, new.to(y.dtype))
 
     def weights(self, links: list[Link], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

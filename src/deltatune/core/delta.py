@@ -24,6 +24,7 @@ from deltatune.core.merging import Kept, merge, unmerge
 from deltatune.core.per_thread import PerThread
 from deltatune.core.rows import Rows
 from deltatune.core.seam import SEAMS
+from deltatune.core.text import follow, forget
 
 __all__ = ["Delta", "attach", "deltas_of"]
 
@@ -76,7 +77,7 @@ class Delta(nn.Module):
                 leaves, len(seeds), torch.device("cpu") if device.type == "meta" else device
             )
         self.links = [
-            Link(self, part.key, part.method, site, names, forms)
+            Link(self, part.key, part.method.at_site(site), site, names, forms)
             for part in parts
             for site, names, forms in zip(part.sites, part.names, part.forms, strict=True)
         ]
@@ -297,6 +298,7 @@ class Delta(nn.Module):
             host.chain(link.site.module).links.append(link)
             if link.site.entry is not None:
                 host.chain(link.site.entry[1]).entries.append(link)
+        follow(host, [link for link in self.links if link.method.reads()])
 
     def detach(self) -> None:
         """Takes the delta off the model; in any order, and after the last one the model is as it
@@ -311,6 +313,7 @@ class Delta(nn.Module):
             raise StateError(f"{self.name} is merged. Call unmerge() before detach().")
         for face, links in self._seamed().items():
             SEAMS[face].remove(host, links)
+        forget(host, self.links)
         for chain in host.chains:
             chain.links = [link for link in chain.links if link.delta is not self]
             chain.entries = [link for link in chain.entries if link.delta is not self]

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from deltatune.core.chain import Chain, Inner
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.fingerprint import Fingerprint, fingerprint
+from deltatune.core.per_thread import PerThread
 from deltatune.core.quantised import Quantised
 from deltatune.core.storage import storage_of
 
@@ -35,7 +36,13 @@ DRAWN = "_deltatune_drawn"  # on a model: paths of modules that its checkpoint d
 
 
 class Host:
-    """The deltas, chains and former flags of one model."""
+    """The deltas, chains and former flags of one model.
+
+    Attributes:
+        labels: of batches that are given to the model without them; a `with host.labels.set(...)`
+            says where prompts end, for the methods that read it.
+        answers: the labels of the call under way.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -44,6 +51,8 @@ class Host:
         self.merged: list[Delta] = []
         self._known: dict[tuple[str, ...], tuple[Marks, Fingerprint]] = {}
         self.depth = 0
+        self.labels: PerThread[Tensor | None] = PerThread(None)
+        self.answers: Tensor | None = None
         self.flags = [
             (module, name, parameter.requires_grad)
             for module in model.modules()
@@ -69,6 +78,10 @@ class Host:
     def chains(self) -> Collection[Chain]:
         """One for each module where a delta acts."""
         return self._chains.values()
+
+    def opens(self, module: nn.Module) -> bool:
+        """Whether a forward begins at a module."""
+        return any(module is entrance for entrance in self.entrances)
 
     def chain(self, module: nn.Module) -> Chain:
         """The chain of a module, installed if there is none yet."""
@@ -143,12 +156,13 @@ class Host:
         finally:
             self.depth -= 1
             if self.depth == 0:
+                self.answers = None
                 for delta in self.deltas:
                     delta.bank.close()
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in self.__dict__.items() if name != "lock"}
-        return state | {"depth": 0, "_known": {}}
+        return state | {"depth": 0, "_known": {}, "answers": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -169,6 +183,8 @@ class _Opening:
                     "every row of the batch."
                 )
         with self.host.opened():
+            if self.host.depth == 1:
+                self.host.answers = kwargs.get("labels", self.host.labels.get())
             return inner(*args, **kwargs)
 
 

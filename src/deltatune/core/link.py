@@ -20,6 +20,7 @@ from deltatune.core.rows import Rows, fit
 from deltatune.core.select import Form
 from deltatune.core.site import Site
 from deltatune.core.storage import storage_of
+from deltatune.core.text import TextReader
 
 if TYPE_CHECKING:
     from deltatune.core.delta import Delta
@@ -37,6 +38,7 @@ class Link:
         forms: of a `select` method, the parameters it tunes at this site.
         entry_input: what the entry module of a span was first called with; None outside of a
             forward.
+        reader: of the text of its token stack, for a method that needs it.
     """
 
     delta: Delta
@@ -46,6 +48,7 @@ class Link:
     names: Mapping[str, str]
     forms: Mapping[str, Form]
     entry_input: Tensor | None = None
+    reader: TextReader | None = None
 
     @property
     def live(self) -> bool:

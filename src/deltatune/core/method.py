@@ -17,6 +17,10 @@ kernel folds it, adds it to the output, or computes it together with the frozen 
 What a method does in training beside following the gradient (draws, penalties, events) stands in
 `core.policy`.
 
+An `output` face that must know which tokens are real, and where they stand, is given by `read`.
+What its tokens let others read is given by `show` beside it: the kernel keeps it in the model's
+cache.
+
 `fast` may stand beside any other `weight`: a cheaper road to the same result. It sees a slot axis
 or none: leaves are [..., rows, columns] and x is [..., tokens, features]; write products with `.mT`
 and give a vector leaf a token axis with `.unsqueeze(-2)`. The conformance suite holds it to the
@@ -45,6 +49,7 @@ from deltatune.core.site import Site
 
 if TYPE_CHECKING:
     from deltatune.core.grammar import Expression
+    from deltatune.core.text import Text
 
 __all__ = [
     "FACES",
@@ -91,6 +96,7 @@ class Method(abc.ABC):
     default_at: ClassVar[str]
     learning_rate: ClassVar[float]  #: a rate that trains it well with AdamW, to start a search from
     identity: ClassVar[bool] = True  #: whether a fresh delta leaves the model's function unchanged
+    at_input: ClassVar[bool] = False  #: an output face on what a module reads: y is its input
     in_place: ClassVar[bool] = False  #: trains the backbone's own tensors; only a control may
     projected: ClassVar[bool] = False  #: `attend` gives what the attention's own k and v read
     slot_fields: ClassVar[
@@ -101,6 +107,7 @@ class Method(abc.ABC):
         super().__init_subclass__(**kwargs)
         own = [face for face in FACES if getattr(cls, face) is not getattr(Method, face)]
         own += ["weight"] if cls.has_factors() else []
+        own += ["output"] if cls.reads() else []
         if len(own) != 1:
             raise TypeError(
                 f"{cls.__name__} must define exactly one of {', '.join(FACES)}; it has {own}."
@@ -145,6 +152,11 @@ class Method(abc.ABC):
         that spends a budget over all of them says in `Site.allotted` what falls to each.
         """
         return sites
+
+    def at_site(self, site: Site) -> Method:
+        """What acts at one site: itself, or its counterpart where a pair of sites differs."""
+        del site
+        return self
 
     def idle(self, site: Site, leaf: str) -> bool:
         """Whether mathematics alone gives this leaf a zero gradient at this site."""
@@ -215,6 +227,14 @@ class Method(abc.ABC):
         """The output face: new y from what the site reads and writes, [..., features] each."""
         raise NotImplementedError
 
+    def read(self, x: Tensor, y: Tensor, text: Text, p: Leaves) -> Tensor:
+        """The output face with the text of x and y: new y, [rows, tokens, features]."""
+        raise NotImplementedError
+
+    def show(self, x: Tensor, y: Tensor, text: Text, p: Leaves) -> Tensor:
+        """What each token lets later ones read, [rows, tokens, width]; it comes as `text.shown`."""
+        raise NotImplementedError
+
     def attend(self, p: Leaves) -> tuple[Tensor, ...]:
         """The attend face: keys [tokens, key width] and values [tokens, value width].
 
@@ -256,6 +276,16 @@ class Method(abc.ABC):
     def has_factors(cls) -> bool:
         """Whether its weight face is a product of two factors."""
         return cls.factors is not Method.factors
+
+    @classmethod
+    def reads(cls) -> bool:
+        """Whether its output face gets the text."""
+        return cls.read is not Method.read
+
+    @classmethod
+    def shows(cls) -> bool:
+        """Whether its tokens let others read something."""
+        return cls.show is not Method.show
 
     @property
     def target(self) -> str:

@@ -2,7 +2,8 @@
 
 One slot for all: a plain call. Equal groups in order: `vmap` over the slots. Groups of any sizes
 in order, of many tokens each: a call for each group. Anything else: `vmap` over the rows that have
-a delta, with gathered leaves. `fast` is never wrapped in `vmap`: it takes a slot axis itself.
+a delta, with gathered leaves. `fast` is never wrapped in `vmap`: it takes a slot axis itself. A
+face that reads the text is called once for each slot.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,7 +19,10 @@ from torch.func import vmap
 
 from deltatune.core.errors import ConfigurationError
 
-__all__ = ["Rows", "Runs", "fit", "spread"]
+if TYPE_CHECKING:
+    from deltatune.core.text import Text
+
+__all__ = ["Rows", "Runs", "by_slot", "fit", "spread"]
 
 Apply = Callable[..., Tensor]
 #: Groups of rows that follow each other: the place of the slot in `Rows.order`, None for rows
@@ -162,6 +166,35 @@ def spread(
     index = torch.tensor(with_delta, device=y.device)
     new = apply(x[index], y[index], held)
     return y.index_copy(0, index, new.to(y.dtype))
+
+
+def by_slot(
+    face: Apply,
+    rows: Rows,
+    x: Tensor,
+    y: Tensor,
+    text: Text,
+    leaves: Mapping[str, Tensor],
+    rest: Tensor | None,
+) -> Tensor:
+    """Applies a face that reads the text: one call for each slot.
+
+    Args:
+        face: (x, y, text, leaves) -> [rows, ...].
+        rows: at least one has a delta.
+        x, y, text, leaves: see `spread`.
+        rest: [rows, ...], what rows without a delta get; None for zeros.
+    """
+    if rows.uniform is not None:
+        return face(x, y, text, {name: leaf[0] for name, leaf in leaves.items()})
+    for place, slot in enumerate(rows.order):
+        index = torch.tensor(rows.groups[slot], device=y.device)
+        own = {name: leaf[place] for name, leaf in leaves.items()}
+        new = face(x[index], y[index], text.of_rows(index), own)
+        rest = new.new_zeros(y.shape[0], *new.shape[1:]) if rest is None else rest
+        rest = rest.index_copy(0, index, new.to(rest.dtype))
+    assert rest is not None
+    return rest
 
 
 def _by_run(face: Apply, runs: Runs, x: Tensor, y: Tensor, leaves: Mapping[str, Tensor]) -> Tensor:

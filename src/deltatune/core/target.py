@@ -8,6 +8,7 @@ A target is a union of terms, `|` between them. A term is one of
   a bound may be a share of a stack's blocks, rounded down: `block[3/4:]`, the last quarter;
 - a sublayer, `attention` or `ffn`: for an output face the span from its input to its output
   projection, else its projections;
+- `residual`: the residual stream, at every block: its site is the block itself;
 - `linear`: every linear module outside of heads; `block.linear`: those in blocks;
 - module names, whole, by their last parts, or a glob on the whole name: `q_proj`,
   `*.layers.0.mlp.*`;
@@ -53,6 +54,7 @@ _PARTS = (
     "pooler",
     "relative",
     "experts",
+    "residual",
     "linear",
 )
 ROLE_WORDS = (*_STACKS, "block", *_SUBLAYERS, *_PARTS)
@@ -169,7 +171,10 @@ def _counts(known: Iterable[Place]) -> dict[str, int]:
 def _by_role(model: nn.Module, role: Role, known: Sequence[Place], face: Face) -> Iterator[Site]:
     counts = _counts(known)
     matched = [place for place in known if role.holds(place, counts)]
-    if role.sublayer is not None and role.part is None and face == "output":
+    if role.part == "residual":
+        inside = replace(role, part=None)
+        yield from _residual(model, [p for p in known if inside.holds(p, counts)])
+    elif role.sublayer is not None and role.part is None and face == "output":
         yield from _spans(model, matched)
     elif role.part is None and role.sublayer is None and role.block is not None:
         yield from _whole_blocks(model, matched, face)
@@ -232,6 +237,19 @@ def _spans(model: nn.Module, matched: Sequence[Place]) -> Iterator[Site]:
         inputs, outputs = storage_of(enter).widths(enter)[0], storage_of(leave).widths(leave)[1]
         place = Place(last.module, last.stack, last.block, last.sublayer, "")
         yield Site(name, leave, last.module, inputs, outputs, place, entry=(first.module, enter))
+
+
+def _residual(model: nn.Module, matched: Sequence[Place]) -> Iterator[Site]:
+    """The blocks, as wide as what their first projections read."""
+    widths: dict[str, int] = {}
+    for place in matched:
+        if place.block is not None and place.part in ("q", "up", "gate"):
+            path = block_path(place)
+            if path not in widths:
+                module = model.get_submodule(place.module)
+                widths[path] = width = storage_of(module).widths(module)[0]
+                here = Place(path, place.stack, place.block, None, "residual")
+                yield Site(here.role, model.get_submodule(path), path, width, width, here)
 
 
 def _whole_blocks(model: nn.Module, matched: Sequence[Place], face: Face) -> Iterator[Site]:

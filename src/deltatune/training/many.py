@@ -286,7 +286,8 @@ class _Together:
         taker = next(iter(self.loops.values())).taker
         model, device = self.delta.model, self.accelerator.device
         context = forward_context(model, taker.settings.precision, device, batch)
-        with self.delta.route(slots), taker.packed(), context:
+        labelled = self.delta.host.labels.set(batch["labels"])  # which the model does not get
+        with self.delta.route(slots), taker.packed(), context, labelled:
             logits = model(**inputs_without_loss(model, batch)).logits
         return row_losses(model, logits, batch["labels"])
 

@@ -301,6 +301,11 @@ def _stack(host: Host) -> PreTrainedModel:
         )
     for delta in host.deltas:
         for method in delta.expression:
+            if method.reads():
+                raise UnsupportedError(
+                    f"{method.name} reads the text of every row, and packed rows hold several. "
+                    "Switch packing off."
+                )
             if method.face == "embed":
                 raise UnsupportedError(
                     f"{method.name} puts tokens in front of every row, and in a packed row there "

@@ -21,6 +21,7 @@ from deltatune.core.seam import SEAMS, Seam
 from deltatune.core.site import Site
 from deltatune.core.storage import storage_of
 from deltatune.core.target import find_places
+from deltatune.core.text import token_stack
 
 __all__ = ["EmbedSeam"]
 
@@ -245,7 +246,7 @@ class EmbedSeam(Seam):
                 raise TargetError(
                     f"A prompt goes in front of an embedding; {target!r} names {place.role}."
                 )
-            path = _stack_path(model, place.module)
+            path = token_stack(model, place.module)
             if path is not None:
                 embedding = model.get_submodule(place.module)
                 width = storage_of(embedding).widths(embedding)[1]
@@ -306,16 +307,6 @@ class EmbedSeam(Seam):
                 other.arounds = [
                     a for a in other.arounds if getattr(a, "owner", None) is not around
                 ]
-
-
-def _stack_path(model: nn.Module, embedding: str) -> str | None:
-    """The nearest module around an embedding that takes embedded input and a mask."""
-    path = embedding
-    while path:
-        path = path.rpartition(".")[0]
-        if {"inputs_embeds", "attention_mask"} <= {*parameter_names(model.get_submodule(path))}:
-            return path
-    return None
 
 
 SEAMS.add("embed", EmbedSeam())

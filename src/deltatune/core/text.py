@@ -1,0 +1,294 @@
+"""Text: which tokens of a stack are real, where its prompts end, what earlier tokens have shown.
+
+A token stack (an encoder, a decoder) is called with ids and a mask; the modules inside it see
+hidden states alone. A method whose output depends on other tokens, or on where a token stands, gets
+a `Text` beside them. It is read at the call of the stack that the site lies in, so that the encoder
+and the decoder have each their own, and generation goes through the same place.
+
+Under gradient checkpointing a block runs again in the backward pass, when another text may have
+been read since: what is checkpointed carries its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from deltatune.core.calls import bound, parameter_names
+from deltatune.core.errors import StateError, UnsupportedError
+from deltatune.core.roles import places
+from deltatune.core.shown import remember
+
+if TYPE_CHECKING:
+    from deltatune.core.chain import Inner
+    from deltatune.core.host import Host
+    from deltatune.core.link import Link
+
+__all__ = ["Text", "TextReader", "follow", "forget", "token_stack"]
+
+_IGNORED = -100  # the label of a token that is not asked for
+_FUNCTION = "_gradient_checkpointing_func"  # of modules of transformers
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a face may know of the tokens that its site sees.
+
+    Attributes:
+        real: [rows, past + tokens] bool, which are no padding; what a cache holds comes first.
+            Where a model is called without a mask, all are.
+        prompt: [rows, tokens] bool, the real tokens before the first that `labels` asks for; all
+            real ones without labels, none after the first call that fills a cache.
+        ids: [rows, tokens], or None where the model is called with embeddings.
+        causal: whether a token sees those before it alone.
+        shown: [rows, past + tokens, width], what the method's `show` gave; None without one.
+    """
+
+    real: Tensor
+    prompt: Tensor
+    ids: Tensor | None
+    causal: bool
+    shown: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are new: those of x and y."""
+        return self.prompt.shape[-1]
+
+    @property
+    def sees(self) -> Tensor:
+        """[rows, tokens, past + tokens] bool, which tokens each new one may read: itself always, so
+        that padding reads something too.
+        """
+        past = self.real.shape[-1] - self.tokens
+        every = torch.ones(self.prompt.shape[-1], self.real.shape[-1], device=self.real.device)
+        sees = self.real.unsqueeze(-2) & (every.tril(past) if self.causal else every).bool()
+        return sees | every.tril(past).triu(past).bool()
+
+    def of_rows(self, index: Tensor) -> Text:
+        """The text of some rows."""
+        ids = None if self.ids is None else self.ids[index]
+        shown = None if self.shown is None else self.shown[index]
+        return Text(self.real[index], self.prompt[index], ids, self.causal, shown)
+
+
+@dataclass(eq=False)
+class TextReader:
+    """Around a token stack: gives the text of its call to the links inside.
+
+    Attributes:
+        host: of the model.
+        names: of the stack's arguments.
+        causal: whether its tokens see those before them alone.
+        blocks: how many it has.
+        checkpointed: its modules that may be checkpointed.
+        links: those that read the text.
+        text: of the call under way, with the cache that it goes on with.
+        again: by thread, the text of a block that runs again in the backward pass.
+    """
+
+    host: Host
+    names: tuple[str, ...]
+    causal: bool
+    blocks: int
+    checkpointed: list[nn.Module]
+    links: list[Link] = field(default_factory=list)
+    text: Text | None = None
+    cache: Any = None
+    again: dict[int, Text] = field(default_factory=dict)
+
+    def __call__(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The stack's call."""
+        if not any(link.live for link in self.links):
+            return inner(*args, **kwargs)
+        given = bound(self.names, args, kwargs)
+        self.cache = given.get("past_key_values")
+        self.text = self.text_of(given)
+        try:
+            with self.carrying():
+                return inner(*args, **kwargs)
+        finally:
+            self.text = self.cache = None
+
+    @contextmanager
+    def carrying(self) -> Iterator[None]:
+        """Within it what is checkpointed carries the text of the call."""
+        text = None if torch.compiler.is_compiling() else self.text
+        active = [m for m in self.checkpointed if m.training and m.gradient_checkpointing]
+        functions = [(m, m.__dict__.get(_FUNCTION)) for m in active if text is not None]
+        for module, function in functions:
+            if function is not None and text is not None:
+                module.__dict__[_FUNCTION] = _Checkpoint(self, text, function)
+        try:
+            yield
+        finally:
+            for module, function in functions:
+                if function is not None:
+                    module.__dict__[_FUNCTION] = function
+
+    def text_of(self, given: dict[str, Any]) -> Text | None:
+        """The text of a call. Raises UnsupportedError for a mask that does not name tokens."""
+        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        tokens = embeds if ids is None else ids
+        if tokens is None:  # the stack itself says what is missing
+            return None
+        size, length = tokens.shape[:2]
+        past = 0 if self.cache is None else int(self.cache.get_seq_length())
+        mask = given.get("attention_mask")
+        if mask is None:
+            mask = tokens.new_ones(size, past + length, dtype=torch.bool)
+        if not isinstance(mask, Tensor) or mask.shape[1:] != (past + length,):
+            found = tuple(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+            raise UnsupportedError(
+                f"{self.links[0].method.name} must know which tokens are padding: it needs a mask "
+                f"[rows, {past + length}], one entry for each token so far; it got {found}. Static "
+                "caches make other masks in a decoder: use a dynamic cache."
+            )
+        real = (mask != 0).expand(size, -1)
+        prompt = real if past == 0 else real.new_zeros(size, length)
+        answers = self.host.answers
+        if self.causal and past == 0 and answers is not None and answers.dim() == 2:
+            behind = length - answers.shape[1]  # what was generated without a cache
+            if answers.shape[0] == size and behind >= 0:
+                asked = torch.nn.functional.pad(answers != _IGNORED, (0, behind), value=True)
+                prompt = prompt & (asked.cumsum(1) == 0)
+        return Text(real, prompt, ids, self.causal)
+
+    @property
+    def current(self) -> Text | None:
+        """The text that a link reads just now."""
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0:
+            return self.again.get(threading.get_ident(), self.text)
+        return self.text
+
+    @contextmanager
+    def once_more(self, text: Text) -> Iterator[None]:
+        """Within it `text` is current in this thread's backward pass."""
+        thread = threading.get_ident()
+        self.again[thread] = text
+        try:
+            yield
+        finally:
+            self.again.pop(thread, None)
+
+    def of(self, link: Link, y: Tensor) -> Text:
+        """The text for a link whose module gives y [rows, tokens, ...].
+
+        Raises:
+            StateError: the module was called outside of its stack, or is computed again with a text
+                that nothing tells.
+            UnsupportedError: y has other tokens than the text.
+        """
+        text, name = self.current, f"{link.method.name} at {link.site.name}"
+        if text is None:
+            raise StateError(
+                f"{name} reads the text, and its module was called outside of its token stack, or "
+                "again in a backward pass that does not tell by which text. Call the whole model, "
+                "and checkpoint it by model.gradient_checkpointing_enable()."
+            )
+        if y.shape[:2] != text.prompt.shape:
+            raise UnsupportedError(
+                f"{name} reads the text [rows, tokens] {tuple(text.prompt.shape)}, and its module "
+                f"gives {tuple(y.shape)}. Packed rows and virtual tokens (prompt) change the "
+                "tokens; a pooler or an expert has others. Leave one of the two out."
+            )
+        return text
+
+    def with_shown(self, link: Link, text: Text, new: Tensor) -> Text:
+        """The text with what all its tokens have shown, the new ones [rows, tokens, width]."""
+        past = text.real.shape[1] - text.tokens
+        return replace(text, shown=remember(self.cache, self.blocks, id(link), past, new))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "text": None, "cache": None, "again": {}}
+
+
+@dataclass(eq=False)
+class _Carried:
+    """What is checkpointed, with the text that it was first computed with."""
+
+    reader: TextReader
+    text: Text
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.reader.once_more(self.text):
+            return self.function(*args, **kwargs)
+
+
+@dataclass(eq=False)
+class _Checkpoint:
+    """In the place of the function that a module is checkpointed with."""
+
+    reader: TextReader
+    text: Text
+    function: Callable[..., Any]
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.function(_Carried(self.reader, self.text, function), *args, **kwargs)
+
+
+def token_stack(model: nn.Module, path: str) -> str | None:
+    """The path of the nearest module around `path` that takes embedded input and a mask."""
+    while path:
+        path = path.rpartition(".")[0]
+        if {"inputs_embeds", "attention_mask"} <= {*parameter_names(model.get_submodule(path))}:
+            return path
+    return None
+
+
+def follow(host: Host, links: Sequence[Link]) -> None:
+    """Puts a reader around the token stack of each link. Raises UnsupportedError without one."""
+    for link in links:
+        path = _stack_of(host, link)
+        if path is None:
+            raise UnsupportedError(
+                f"{link.method.name} must know which tokens are padding, and {link.site.path} of "
+                f"{type(host.model).__name__} works on the text of no module whose forward takes "
+                "`inputs_embeds` and `attention_mask`. Choose sites in a token stack, or a method "
+                "that sees each token alone, such as adapter."
+            )
+        chain = host.chain(host.model.get_submodule(path))
+        reader = next((a for a in chain.arounds if isinstance(a, TextReader)), None)
+        if reader is None:
+            reader = _reader(host, path)
+            # Inside of the model's opening, outside of all that lengthens or packs the tokens.
+            chain.arounds.insert(int(host.opens(chain.module)), reader)
+        reader.links.append(link)
+        link.reader = reader
+
+
+def _stack_of(host: Host, link: Link) -> str | None:
+    """The path of the stack whose text a site works on; None where that is not known."""
+    path, place = token_stack(host.model, link.site.path), link.site.place
+    if path is None or "decoder_input_ids" in parameter_names(host.model.get_submodule(path)):
+        return None  # around both stacks of an encoder-decoder
+    foreign = place is not None and place.sublayer == "cross_attention" and place.part in ("k", "v")
+    return None if foreign else path
+
+
+def _reader(host: Host, path: str) -> TextReader:
+    stack = host.model.get_submodule(path)
+    inside = [p for p in places(host.model) if not path or p.module.startswith(f"{path}.")]
+    decodes = bool(getattr(getattr(stack, "config", None), "is_decoder", False))
+    causal = decodes or any(place.stack == "decoder" for place in inside)
+    blocks = len({place.block for place in inside} - {None})
+    checkpointed = [m for m in stack.modules() if hasattr(m, "gradient_checkpointing")]
+    return TextReader(host, parameter_names(stack), causal, blocks, checkpointed)
+
+
+def forget(host: Host, links: Sequence[Link]) -> None:
+    """Undoes `follow`."""
+    for link in links:
+        if link.reader is not None and link in link.reader.links:
+            link.reader.links.remove(link)
+        link.reader = None
+    for chain in host.chains:
+        idle = [a for a in chain.arounds if isinstance(a, TextReader) and not a.links]
+        chain.arounds = [a for a in chain.arounds if a not in idle]

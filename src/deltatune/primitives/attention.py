@@ -1,0 +1,24 @@
+"""Small attentions of a method's own: what tokens show is queries, keys and values side by side."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["attend"]
+
+
+def attend(shown: Tensor, sees: Tensor, heads: int) -> Tensor:
+    """What new tokens read from those that they see, [..., tokens, m].
+
+    Args:
+        shown: [..., past + tokens, 3 m], queries, keys and values; m is divided among the heads.
+        sees: [..., tokens, past + tokens] bool, each new token at least one.
+        heads: how many.
+    """
+    parts = (torch.unflatten(part, -1, (heads, -1)) for part in shown.chunk(3, dim=-1))
+    q, k, v = (part.transpose(-3, -2) for part in parts)
+    q = q[..., -sees.shape[-2] :, :]
+    read = functional.scaled_dot_product_attention(q, k, v, attn_mask=sees.unsqueeze(-3))
+    return read.transpose(-3, -2).flatten(-2)
