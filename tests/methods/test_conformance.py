@@ -99,7 +99,7 @@ CATALOGUE = (
     "direft(rank=2, separate=True)",
     "noreft(rank=2)",
     f"pasta(length=2, tokens='{SPECIAL}')",
-    "hyperformer(bottleneck=4, embedding=4, middle=6, projected=5)",
+    "hyperformer(bottleneck=4, embedding=4, middle=6, code=5)",
     "invertible(bottleneck=4)",
 )
 METHODS = CATALOGUE + ARMS

@@ -229,7 +229,7 @@ def test_pasta() -> None:
 
 def test_hyperformer() -> None:
     batch = FAMILIES["bert"].batch()
-    method = "hyperformer(bottleneck=3, embedding=4, middle=5, projected=6, at='block[0].ffn')"
+    method = "hyperformer(bottleneck=3, embedding=4, middle=5, code=6, at='block[0].ffn')"
     _, y, found, p = heard("bert", "bert.encoder.layer.0.output.dense", method, batch)
 
     def norm(z: Any) -> Any:
@@ -249,7 +249,7 @@ def test_hyperformer() -> None:
 
 def test_hyperformer_stores_plain_bottlenecks_and_shares_what_makes_them() -> None:
     model = FAMILIES["t5"].build()
-    planned = api.plan(model, "hyperformer(bottleneck=3, embedding=4, middle=5, projected=6)")
+    planned = api.plan(model, "hyperformer(bottleneck=3, embedding=4, middle=5, code=6)")
     d, m, t, sites = 32, 3, 4, 8
     made = 2 * d * m + m + 3 * d
     network = made * (6 + 1) + (5 * 3 * t + 5) + (6 * 5 + 6) + 2 * 6

@@ -33,14 +33,14 @@ class HyperFormer(Bottleneck, Method):
     Attributes:
         embedding: t, the width of the embeddings of task, block and sublayer.
         middle: the width of the MLP.
-        projected: the width of I.
+        code: the width of I.
         generate: whether the hypernetwork makes the bottlenecks; else they are leaves themselves.
     """
 
     bottleneck: int = 24
     embedding: int = 64
     middle: int = 128
-    projected: int = 64
+    code: int = 64
     generate: bool = True
 
     review_category: ClassVar[ReviewCategory] = "additive"
@@ -50,9 +50,9 @@ class HyperFormer(Bottleneck, Method):
 
     def check(self) -> None:
         super().check()
-        if min(self.embedding, self.middle, self.projected) < 1 or not self.bias or self.up_std:
+        if min(self.embedding, self.middle, self.code) < 1 or not self.bias or self.up_std:
             raise ConfigurationError(
-                "hyperformer: embedding, middle and projected must be at least 1, and biases are "
+                "hyperformer: embedding, middle and code must be at least 1, and biases are "
                 f"made with the rest: bias=True, up_std=0; found {self}."
             )
 
@@ -63,7 +63,7 @@ class HyperFormer(Bottleneck, Method):
             return {**self.leaves(d, d), "U": normal(d, m, std=m**-0.5), **norm}
         place = site.place
         block, sublayer = (None, None) if place is None else (place.block, place.sublayer)
-        size = self.projected
+        size = self.code
         return {
             "task": normal(t, std=1.0).tied("model"),
             "block": normal(t, std=1.0).tied(f"{site.stack}.{block}"),
