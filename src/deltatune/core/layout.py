@@ -19,6 +19,7 @@ from deltatune.core.select import Form
 from deltatune.core.site import Site
 from deltatune.core.storage import storage_of
 from deltatune.core.target import find_sites, site_at
+from deltatune.core.whole import identity
 
 __all__ = ["Part", "layout", "leaves_of"]
 
@@ -123,14 +124,15 @@ def _selected(model: nn.Module, method: Method, sites: Sequence[Site]) -> list[_
             parameter = site.parameters.get(name)
             holder = (site, form)
             if parameter is not None:
-                holder = first.setdefault((id(parameter), name), holder)
+                holder = first.setdefault((identity(site.module, name), name), holder)
             _keep(placed[site.name], name, *holder)
     known = {place.module: place for place in places(model)} if first else {}
     for path, module in model.named_modules():
-        for name, parameter in module._parameters.items():
-            if parameter is None or (id(parameter), name) not in first:
+        for name in module._parameters:
+            key = (identity(module, name), name)
+            if key not in first:
                 continue
-            site, form = first[id(parameter), name]
+            site, form = first[key]
             if path not in placed:
                 place = known.get(path, site.place)
                 placed[path] = _Placed(site_at(module, path, place and replace(place, share=None)))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deltatune.core.quantised import Quantised, shape_of
 from deltatune.core.storage import storage_of
-from deltatune.core.whole import first_parameter, whole_parameter
+from deltatune.core.whole import first_parameter, identity, whole_parameter
 
 __all__ = ["ATTENTIONS", "Place", "Site", "keep", "originals", "release", "sizes"]
 
@@ -149,7 +149,8 @@ def sizes(sites: Sequence[Site]) -> dict[tuple[str, str], int]:
     for site in sites:
         for name, parameter in site.parameters.items():
             if parameter is not None:
-                first.setdefault(id(parameter), ((site.name, name), site.entries(name)))
+                key = identity(site.module, name)
+                first.setdefault(key, ((site.name, name), site.entries(name)))
     return dict(sorted(first.values()))
 
 

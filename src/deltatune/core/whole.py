@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-__all__ = ["first_parameter", "is_apart", "overwrite", "whole", "whole_parameter"]
+__all__ = ["first_parameter", "identity", "is_apart", "overwrite", "whole", "whole_parameter"]
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -35,6 +35,16 @@ def whole_parameter(module: nn.Module, name: str) -> Tensor | None:
             value: Tensor = kept[name]
             return value
     return held
+
+
+def identity(module: nn.Module, name: str) -> int:
+    """What tied parameters have in common: the parameter itself, or the memory it was offloaded to.
+
+    Offloaded to disk each of them lies in a file of its own, and they are told apart no more.
+    """
+    held = module._parameters[name]
+    value = whole_parameter(module, name) if held is not None and held.is_meta else None
+    return id(held) if value is None or value.is_meta else value.data_ptr()
 
 
 def first_parameter(module: nn.Module) -> Tensor:
