@@ -234,6 +234,7 @@ def _product(links: Sequence[Link], slot: int) -> Product:
     Bs: list[Tensor] = []
     for link in links:
         A, B = link.method.factors(link.leaves(slot))
+        B = link.method.strength * B
         whole = B.new_zeros(outputs, B.shape[1])
         whole[slice(*(link.site.rows or (None, None)))] = B
         As.append(A)

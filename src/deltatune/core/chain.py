@@ -140,7 +140,7 @@ class Chain:
                 shown = by_slot(link.method.show, rows, x, part, text, leaves, None)
                 text = link.reader.with_shown(link, text, shown)
             new = by_slot(link.method.read, rows, x, part, text, leaves, part)
-        return link.paste(y, new.to(y.dtype))
+        return link.paste(y, link.weaken(part, new.to(y.dtype)))
 
     def weights(self, links: list[Link], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's output with its parameters folded; what has a cheaper road takes it."""

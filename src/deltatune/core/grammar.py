@@ -1,6 +1,7 @@
 """The grammar of methods: one strict text for Python, YAML and the shell.
 
-    expression := method ("+" method)*
+    expression := term (("+" | "-") term)*
+    term       := [number "*"] method | [number "*"] "(" expression ")"
     method     := name | name "(" [argument ("," argument)*] ")"
     argument   := field "=" literal         a number, a quoted string, True, False, None
 
@@ -74,6 +75,17 @@ class Expression:
     def __add__(self, other: str | Method | Expression) -> Expression:
         return Expression(self.methods + Expression.of(other).methods)
 
+    def __sub__(self, other: str | Method | Expression) -> Expression:
+        return self + -1.0 * Expression.of(other)
+
+    def __mul__(self, strength: float) -> Expression:
+        return Expression(tuple(strength * method for method in self.methods))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Expression:
+        return -1.0 * self
+
     def __iter__(self) -> Iterator[Method]:
         return iter(self.methods)
 
@@ -88,13 +100,16 @@ def _without_slot_fields(method: Method) -> Method:
 
 
 def render(method: Method) -> str:
-    """The text of a method: its name and the fields that differ from their defaults."""
+    """The text of a method: its strength, its name and the fields that differ from their
+    defaults.
+    """
     changed = [
         f"{f.name}={getattr(method, f.name)!r}"
         for f in dataclasses.fields(method)
-        if getattr(method, f.name) != f.default
+        if getattr(method, f.name) != f.default and f.name != "strength"
     ]
-    return f"{method.name}({', '.join(changed)})" if changed else method.name
+    text = f"{method.name}({', '.join(changed)})" if changed else method.name
+    return text if method.strength == 1 else f"{method.strength!r} * {text}"
 
 
 def build(name: str, arguments: Mapping[str, Any]) -> Method:
@@ -143,6 +158,13 @@ def _methods(node: ast.expr, text: str) -> Iterator[Method]:
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             yield from _methods(left, text)
             yield from _methods(right, text)
+        case ast.BinOp(left=left, op=ast.Sub(), right=right):
+            yield from _methods(left, text)
+            yield from (-method for method in _methods(right, text))
+        case ast.BinOp(left=left, op=ast.Mult(), right=right) if (s := _number(left)) is not None:
+            yield from (s * method for method in _methods(right, text))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            yield from (-method for method in _methods(operand, text))
         case ast.Name(id=name):
             yield from _named(name, {})
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
@@ -150,8 +172,20 @@ def _methods(node: ast.expr, text: str) -> Iterator[Method]:
         case _:
             raise ConfigurationError(
                 f"{ast.unparse(node)!r} in {text!r} is not a method. Write name or "
-                "name(field=value, ...), joined by '+'; every argument is named."
+                "name(field=value, ...), joined by '+', with a number and '*' before it if it is "
+                "to be weaker or stronger; every argument is named."
             )
+
+
+def _number(node: ast.expr) -> float | None:
+    """The number that a node writes, with its sign; None for anything else."""
+    match node:
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            found = _number(operand)
+            return None if found is None else -found
+        case ast.Constant(value=int(value) | float(value)) if not isinstance(value, bool):
+            return float(value)
+    return None
 
 
 def _named(name: str, arguments: Mapping[str, Any]) -> tuple[Method, ...]:

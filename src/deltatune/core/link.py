@@ -71,8 +71,13 @@ class Link:
     def fast(self, x: Tensor, y: Tensor, p: Leaves) -> Tensor:
         """The cheaper road to the folded output, with or without a slot axis."""
         if self.method.face == "select":
-            return y + p["bias"].unsqueeze(-2)
-        return self.method.fast(x, y, p)
+            return y + self.method.strength * p["bias"].unsqueeze(-2)
+        return self.weaken(y, self.method.fast(x, y, p))
+
+    def weaken(self, before: Tensor, after: Tensor) -> Tensor:
+        """What becomes of a value when the method acts by its strength."""
+        strength = self.method.strength
+        return after if strength == 1 else before + strength * (after - before)
 
     def stacked(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The leaves of this site in `dtype`, of the slots that rows use, in their order."""
@@ -110,6 +115,7 @@ class Link:
         A, B = self.method.factors(leaves)
         start, stop = self.site.rows or (0, B.shape[-2])
         runs = None if rows.uniform is not None or rows.equal is not None else rows.runs
+        B = B if self.method.strength == 1 else self.method.strength * B
         return Difference(A, B, start, stop, self.mask(rows), runs)
 
     def rows(self, size: int) -> Rows:
@@ -156,15 +162,24 @@ class Link:
             for name, form in self.forms.items():
                 before = values.get(name)
                 before = torch.zeros_like(p[name]) if before is None else before
-                folded[name] = form.fold(before, base.get(name, before), p, name)
+                after = form.fold(before, base.get(name, before), p, name)
+                folded[name] = self.weaken(before, after)
             return folded
         view = storage_of(self.site.module).view
         weight, bias = values["weight"], values.get("bias")
         assert weight is not None
         whole, rows = view(weight), slice(*(self.site.rows or (None, None)))
-        W, b = self.method.weight(whole[rows], None if bias is None else bias[rows], p)
+        own = None if bias is None else bias[rows]
+        W, b = self.method.weight(whole[rows], own, p)
+        W = self.weaken(whole[rows], W)
+        b = b if b is None or b is own else self.weaken(_zero(own, b), b)
         if self.site.rows is not None:
             W = torch.cat([whole[: rows.start], W, whole[rows.stop :]])
             if b is not None and bias is not None:
                 b = torch.cat([bias[: rows.start], b, bias[rows.stop :]])
         return {**values, "weight": view(W), "bias": b}
+
+
+def _zero(bias: Tensor | None, like: Tensor) -> Tensor:
+    """A bias, zero where there is none."""
+    return torch.zeros_like(like) if bias is None else bias

@@ -82,10 +82,12 @@ class Method(abc.ABC):
         at: the target that names its sites; None means `default_at`.
         dropout: rate of dropout on the input that `fast` reads, in training mode; the kernel draws
             it.
+        strength: by which all that it changes is multiplied, written `0.5 * lora`.
     """
 
     at: str | None = None
     dropout: float = 0.0
+    strength: float = 1.0
 
     name: ClassVar[str]
     face: ClassVar[Face]
@@ -136,6 +138,12 @@ class Method(abc.ABC):
             raise ConfigurationError(
                 f"{self.name} takes no dropout: it has no input of its own to drop. "
                 "Leave dropout at 0."
+            )
+        whole = self.face in ("attend", "embed") or self.category in ("control", "head")
+        if self.strength == 0 or (self.strength != 1 and whole):
+            raise ConfigurationError(
+                f"{self.strength:g} * {self.name} has no meaning: "
+                + (f"{self.name} is there or not." if whole else "nothing would be trained.")
             )
         self.check()
 
@@ -296,6 +304,19 @@ class Method(abc.ABC):
         from deltatune.core.grammar import Expression
 
         return Expression.of(self) + other
+
+    def __sub__(self, other: Method | Expression) -> Expression:
+        from deltatune.core.grammar import Expression
+
+        return Expression.of(self) - other
+
+    def __mul__(self, strength: float) -> Method:
+        return dataclasses.replace(self, strength=self.strength * strength)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Method:
+        return -1.0 * self
 
     def __str__(self) -> str:
         from deltatune.core.grammar import render

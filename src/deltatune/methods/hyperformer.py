@@ -101,6 +101,7 @@ class HyperFormer(Bottleneck, Method):
     def stored(self) -> Method:
         return HyperFormer(
             at=self.at,
+            strength=self.strength,
             bottleneck=self.bottleneck,
             activation=self.activation,
             generate=False,

@@ -74,7 +74,7 @@ class Masking(Method):
         return W * ((m >= self.threshold).to(W.dtype) + (m - m.detach())), b
 
     def stored(self) -> Method:
-        return Masking(at=self.at, packed=True)
+        return Masking(at=self.at, strength=self.strength, packed=True)
 
     def collapse(self, site: Site, p: Leaves) -> Leaves:
         if self.packed:
