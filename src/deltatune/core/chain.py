@@ -9,6 +9,7 @@ then weights folded in the order of attachment, then outputs in that order.
 from __future__ import annotations
 
 import inspect
+import itertools
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ class Chain:
         args = self._per_row(links, args)
         size = args[0].shape[0]
         uniform = all(link.rows(size).uniform is not None for link in links)
-        roads = [self._road(link, uniform) for link in links]
+        roads = self._roads(links, uniform)
         # Only what comes after the last fold of the weight may be added to the output: folds see
         # the weight as the deltas before them left it.
         last = -1
@@ -162,11 +163,13 @@ class Chain:
                     f"{links[last].method.name}, attached after it, would fold away. "
                     "Set dropout to 0 or attach it last."
                 )
-        output = None if folded or kwargs else self.at_once(fast, args)
+        # Those behind another method's road add to what that has made of the output.
+        first = list(itertools.takewhile(lambda link: link.method.has_factors(), fast))
+        output = None if folded or kwargs else self.at_once(first, args)
         if output is None:
             output = self.folded(folded, args, kwargs)
         else:
-            fast = [link for link in fast if not link.method.has_factors()]
+            fast = fast[len(first) :]
         for link in fast:
             rows, part = link.rows(size), link.cut(output)
             leaves = link.stacked(output.dtype)
@@ -220,6 +223,16 @@ class Chain:
             )
         ids = args[0].expand(routed, *args[0].shape[1:]) if args[0].shape[0] == 1 else args[0]
         return (ids, *args[1:])
+
+    def _roads(self, links: list[Link], uniform: bool) -> list[str]:
+        """How each link takes part, see `_road`. A bias is not folded where the output is turned
+        or scaled by a link before it.
+        """
+        roads: list[str] = []
+        for link in links:
+            roads.append(self._road(link, uniform))
+            uniform = uniform and (roads[-1] != "fast" or link.method.has_factors())
+        return roads
 
     def _road(self, link: Link, uniform: bool) -> str:
         """How a link takes part: "fold", "fast" (added to the output) or "bias" (folded, weight
