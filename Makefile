@@ -1,4 +1,4 @@
-.PHONY: setup demo test check clones docs cards matrix fuzz faults bench bench-quick
+.PHONY: setup demo test check clones docs cards matrix pairs fuzz faults bench bench-quick
 
 setup:
 	@scripts/setup
@@ -24,6 +24,9 @@ cards:
 
 matrix:
 	@scripts/matrix
+
+pairs:
+	@scripts/pairs
 
 fuzz:
 	@scripts/fuzz

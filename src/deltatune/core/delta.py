@@ -232,34 +232,6 @@ class Delta(nn.Module):
         """The number of the step that a slot takes: its draws depend on it."""
         return self.steps.get(slot, self.step)
 
-    def penalty(self, slots: Sequence[int]) -> Tensor | None:
-        """What the methods add to the loss of some slots; None where they add nothing."""
-        methods = {p.key: p.method for p in self.parts if p.method.has_penalty()}
-        terms: list[Tensor] = []
-        for slot in slots if methods else ():
-            held = self.bank.read(slot)
-            for key, method in methods.items():
-                links = [link for link in self.links if link.part == key]
-                leaves = [{n: held[full] for n, full in link.names.items()} for link in links]
-                term = method.penalty(leaves)
-                terms += [] if term is None else [term]
-        return torch.stack(terms).sum() if terms else None
-
-    def rate_factors(self) -> tuple[tuple[int, int, float], ...]:
-        """Which entries of the bank's rows train at a rate of their own: (start, stop, factor)."""
-        if isinstance(self.bank, InPlaceBank):
-            return ()
-        methods = {part.key: part.method for part in self.parts}
-        found: list[tuple[int, int, float]] = []
-        stop = 0
-        for name, size in zip(self.bank.trained, self.bank.sizes, strict=True):
-            start, stop = stop, stop + size
-            part, *_, leaf = name.split("/")
-            factor = methods[part].rate(leaf)
-            if factor != 1.0:
-                found.append((start, stop, factor))
-        return tuple(found)
-
     def tensors(self, slot: int = 0) -> dict[str, Tensor]:
         """The trained and fixed leaves of one slot by full name, detached."""
         return {name: value.detach() for name, value in self.bank.read(slot).items()}

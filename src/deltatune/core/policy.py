@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from deltatune.core.errors import ArtefactError
+from deltatune.core.in_place import InPlaceBank
 from deltatune.core.leaf import generator
 from deltatune.core.site import Site
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from deltatune.core.delta import Delta
     from deltatune.core.method import Method
 
-__all__ = ["Draws", "Held", "Moment", "Policies"]
+__all__ = ["Draws", "Held", "Moment", "Policies", "penalty", "rate_factors", "sampled"]
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,36 @@ class Policies:
             for link in self.delta.links
             if link.part == part
         ]
+
+
+def penalty(delta: Delta, slots: Sequence[int]) -> Tensor | None:
+    """What the methods of a delta add to the loss of some slots; None where they add nothing."""
+    methods = {part.key: part.method for part in delta.parts if part.method.has_penalty()}
+    terms: list[Tensor] = []
+    for slot in slots if methods else ():
+        held = delta.bank.read(slot)
+        for key, method in methods.items():
+            links = [link for link in delta.links if link.part == key]
+            leaves = [{n: held[full] for n, full in link.names.items()} for link in links]
+            term = method.penalty(leaves)
+            terms += [] if term is None else [term]
+    return torch.stack(terms).sum() if terms else None
+
+
+def rate_factors(delta: Delta) -> tuple[tuple[int, int, float], ...]:
+    """Which entries of the bank's rows train at a rate of their own: (start, stop, factor)."""
+    if isinstance(delta.bank, InPlaceBank):
+        return ()
+    methods = {part.key: part.method for part in delta.parts}
+    found: list[tuple[int, int, float]] = []
+    stop = 0
+    for name, size in zip(delta.bank.trained, delta.bank.sizes, strict=True):
+        start, stop = stop, stop + size
+        part, *_, leaf = name.split("/")
+        factor = methods[part].rate(leaf)
+        if factor != 1.0:
+            found.append((start, stop, factor))
+    return tuple(found)
 
 
 def sampled(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deltatune.core.delta import Delta
 from deltatune.core.errors import StateError
 from deltatune.core.in_place import InPlaceBank
-from deltatune.core.policy import Policies
+from deltatune.core.policy import Policies, penalty, rate_factors
 
 __all__ = ["Run", "SlotRun"]
 
@@ -77,7 +77,7 @@ class Run(nn.Module):
         self, rows: Sequence[Tensor], learning_rate: float, weight_decay: float
     ) -> dict[str, Any]:
         group = {"params": list(rows), "lr": learning_rate, "weight_decay": weight_decay}
-        factors = self.delta.rate_factors()
+        factors = rate_factors(self.delta)
         return {**group, "factors": factors} if factors else group
 
     def trained_slots(self) -> list[int]:
@@ -88,7 +88,7 @@ class Run(nn.Module):
 
     def penalty(self) -> Tensor | None:
         """What the methods add to the loss of a step; None where they add nothing."""
-        return self.delta.penalty(self.trained_slots())
+        return penalty(self.delta, self.trained_slots())
 
     def policies(self) -> Policies:
         """What the methods do on the events of a step, at its beginning."""
