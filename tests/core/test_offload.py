@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
-from tests.methods.test_conformance import METHODS
+from tests.methods.test_conformance import ARMS, CATALOGUE
 from torch import Tensor, nn
 
 from deltatune import api
@@ -37,12 +38,20 @@ def both(case: Case, model: nn.Module, delta: Delta) -> tuple[Tensor, Tensor]:
     return logits.detach(), torch.cat(found)
 
 
-DELTAS = [(one, to_memory) for one in METHODS if one != "full"] + [(METHODS[-1], to_disk)]
+# Families, and which comes first, by turns; all of them for the arms of the paper.
+TURNS = [("t5", True), ("llama", False), ("t5", False), ("llama", True)]
+DELTAS = [
+    (method, to_memory, *turn)
+    for method, turn in zip(CATALOGUE, itertools.cycle(TURNS), strict=False)
+] + [
+    (method, offload, *turn)
+    for method, offload in [*((one, to_memory) for one in ARMS), (ARMS[-1], to_disk)]
+    if method != "full"
+    for turn in TURNS
+]
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["delta_first", "delta_later"])
-@pytest.mark.parametrize("family", ["t5", "llama"])
-@pytest.mark.parametrize(("method", "offload"), DELTAS)
+@pytest.mark.parametrize(("method", "offload", "family", "first"), DELTAS)
 def test_a_delta_acts_on_an_offloaded_backbone(
     method: str, family: str, offload: Offload, first: bool, tmp_path: Path
 ) -> None:
