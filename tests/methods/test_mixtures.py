@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from tests.methods.linear_map import INPUTS, OUTPUTS, Leaves, Tiny, output
 from torch import Tensor
 
+from deltatune import api
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.grammar import parse
+from deltatune.core.policy import Draws
+from deltatune.methods import Poly
 
 
 def drawn(seed: int, **shapes: tuple[int, ...]) -> Leaves:
@@ -79,8 +84,48 @@ def test_experts_that_are_alike_need_no_router() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["molora(experts=0)", "molora(rank=0)", "molora(experts=3, chosen=4)", "mov(chosen=-1)"],
+    [
+        "moelora(rank=4, experts=3)",
+        "molora(experts=0)",
+        "molora(rank=0)",
+        "molora(experts=3, chosen=4)",
+        "mov(chosen=-1)",
+    ],
 )
 def test_mixtures_refuse_numbers_that_mean_nothing(text: str) -> None:
     with pytest.raises(ConfigurationError):
         parse(text)
+
+
+# ---- mixtures for a task
+
+
+def test_poly_mixes_factors_and_not_products() -> None:
+    p = drawn(4, A=(3, 2, INPUTS), B=(3, OUTPUTS, 2), Z=(3,))
+    W, b = base()
+    on = 1 / (1 + (-p["Z"]).exp())
+    z = on / on.sum()
+    A, B = (sum(z[n] * p[name][n] for n in range(3)) for name in "AB")
+    close(output("poly(rank=2, experts=3, alpha=6.0)", p, X), X @ (W + 3.0 * B @ A).mT + b)
+
+
+def test_poly_s_noise_is_logistic_and_of_a_step_and_a_site() -> None:
+    method = Poly(rank=2, experts=4)
+    (site,) = (link.site for link in api.attach(Tiny(), method, at="lin").links)
+    p = {"Z": torch.full((4,), 0.5)}
+    noise = torch.stack([method.sample(site, p, Draws(3, k))["Z"] - 0.5 for k in range(2000)])
+    assert torch.equal(noise[7], method.sample(site, p, Draws(3, 7))["Z"] - 0.5)
+    assert not torch.equal(noise[7], method.sample(site, p, Draws(4, 7))["Z"] - 0.5)
+    for level in (0.1, 0.5, 0.9):
+        quantile = math.log(level / (1 - level))
+        assert abs(float((noise < quantile).float().mean()) - level) < 0.02
+
+
+def test_moelora_parts_the_rank_among_its_experts() -> None:
+    p = drawn(5, A=(4, INPUTS), B=(OUTPUTS, 4), G=(2, 3), e=(3,))
+    W, b = base()
+    logits = [float(p["G"][n] @ p["e"]) for n in range(2)]
+    g = [math.exp(one) / sum(map(math.exp, logits)) for one in logits]
+    parts = [g[n] * p["B"][:, 2 * n : 2 * n + 2] @ p["A"][2 * n : 2 * n + 2] for n in range(2)]
+    found = output("moelora(rank=4, experts=2, embedding=3, alpha=6.0)", p, X)
+    close(found, X @ (W + 1.5 * (parts[0] + parts[1])).mT + b)

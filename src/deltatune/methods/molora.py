@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -36,6 +37,7 @@ class MoLoRA(Routed, LowRank, Method):
         return {**several(super().init(site), self.experts), **self.router(site)}
 
     def output(self, x: Tensor, y: Tensor, p: Leaves) -> Tensor:
-        hidden = linear(x, p["A"].flatten(0, 1)).unflatten(-1, (self.experts, self.rank))
+        hidden = linear(x, p["A"].flatten(0, 1))
+        hidden = torch.unflatten(hidden, -1, (self.experts, self.rank))
         weighed = (hidden * self.weights(x, p).unsqueeze(-1)).flatten(-2)
         return y + self.scale * linear(weighed, p["B"].movedim(0, 1).flatten(1))

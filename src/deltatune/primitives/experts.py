@@ -1,4 +1,4 @@
-"""Experts: several leaves of one form at a site, and the routers that weigh them by what is read."""
+"""Experts: several leaves of one form at a site, and routers that weigh them by what is read."""
 
 from __future__ import annotations
 
@@ -11,15 +11,28 @@ from torch import Tensor
 from torch.nn import functional
 
 from deltatune.core.errors import ConfigurationError
-from deltatune.core.leaf import Leaf, normal
+from deltatune.core.leaf import Fill, Leaf, normal
 from deltatune.core.site import Site
 
-__all__ = ["Experts", "Routed", "several"]
+__all__ = ["Experts", "Routed", "alike", "several"]
 
 
 def several(leaves: Mapping[str, Leaf], experts: int) -> dict[str, Leaf]:
     """The same leaves once for each expert, [experts, ...], each with a draw of its own."""
     return {name: replace(leaf, shape=(experts, *leaf.shape)) for name, leaf in leaves.items()}
+
+
+def alike(leaf: Leaf, experts: int) -> Leaf:
+    """The same leaf once for each expert, [experts, ...], all with one draw."""
+    return replace(leaf, shape=(experts, *leaf.shape), fill=_Alike(leaf.fill))
+
+
+@dataclass(frozen=True)
+class _Alike:
+    fill: Fill
+
+    def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+        return self.fill(shape[1:], random).expand(shape)
 
 
 @dataclass(frozen=True, kw_only=True)
