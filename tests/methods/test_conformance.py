@@ -26,6 +26,8 @@ ARMS = (
 # Here on one family each, by turns; `make matrix` holds them on all.
 CATALOGUE = (
     "adalora(rank=3, final_rank=2)",
+    "adamix(bottleneck=4, experts=3)",
+    "adamix(bottleneck=4, experts=2, shared_up=False)",
     "adapter_drop(bottleneck=4, dropped=1)",
     "boft(block=4, depth=2)",
     "c3a(block=4)",

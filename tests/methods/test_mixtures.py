@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from deltatune import api
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.grammar import parse
 from deltatune.core.policy import Draws
-from deltatune.methods import Poly
+from deltatune.methods import AdaMix, Poly
+from deltatune.testing.case import move
+from deltatune.testing.families import FAMILIES
 
 
 def drawn(seed: int, **shapes: tuple[int, ...]) -> Leaves:
@@ -129,3 +132,62 @@ def test_moelora_parts_the_rank_among_its_experts() -> None:
     parts = [g[n] * p["B"][:, 2 * n : 2 * n + 2] @ p["A"][2 * n : 2 * n + 2] for n in range(2)]
     found = output("moelora(rank=4, experts=2, embedding=3, alpha=6.0)", p, X)
     close(found, X @ (W + 1.5 * (parts[0] + parts[1])).mT + b)
+
+
+# ---- AdaMix
+
+
+def bottleneck(y: Tensor, D: Tensor, c: Tensor, U: Tensor, e: Tensor) -> Tensor:
+    return (y @ D.mT + c).clamp(min=0.0) @ U.mT + e
+
+
+def adamix_leaves(up: int) -> Leaves:
+    return drawn(6, D=(3, 2, OUTPUTS), c=(3, 2), U=(up, OUTPUTS, 2), e=(up, OUTPUTS))
+
+
+def mean(p: Leaves) -> Leaves:
+    return {name: leaf.mean(0) for name, leaf in p.items()}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_adamix_is_one_adapter_in_evaluation(shared: bool) -> None:
+    p = adamix_leaves(1 if shared else 3)
+    W, b = base()
+    y = X @ W.mT + b
+    found = output(f"adamix(experts=3, bottleneck=2, shared_up={shared})", p, X)
+    close(found, y + bottleneck(y, **mean(p)))
+    close(found, output("pfeiffer(bottleneck=2)", mean(p), X))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_adamix_draws_its_maps_apart_anew_in_every_step(shared: bool) -> None:
+    method = AdaMix(experts=3, bottleneck=2, shared_up=shared)
+    p = adamix_leaves(1 if shared else 3)
+    (site,) = (link.site for link in api.attach(Tiny(), method, at="lin").links)
+    seen = set()
+    for step in range(120):
+        taken = method.sample(site, p, Draws(3, step))
+        (k,) = (k for k in range(3) if torch.equal(taken["D"][0], p["D"][k]))
+        (u,) = (u for u in range(len(p["U"])) if torch.equal(taken["U"][0], p["U"][u]))
+        assert torch.equal(taken["c"][0], p["c"][k]) and torch.equal(taken["e"][0], p["e"][u])
+        y = drawn(step, y=(4, OUTPUTS))["y"]
+        expected = y + bottleneck(y, p["D"][k], p["c"][k], p["U"][u], p["e"][u])
+        close(method.output(y, y, taken), expected)
+        seen.add((k, u))
+    assert len(seen) == (3 if shared else 9)
+
+
+def test_adamix_starts_with_experts_that_are_alike_and_stores_their_mean(tmp_path: Path) -> None:
+    model, batch = FAMILIES["bert"].build(), FAMILIES["bert"].batch()
+    delta = api.attach(model, "adamix(experts=3, bottleneck=2)")
+    for name, leaf in delta.tensors().items():
+        assert name.rpartition("/")[2] != "D" or (leaf.std() > 0 and torch.equal(leaf[0], leaf[2]))
+    move(delta)
+    live = FAMILIES["bert"].logits(model, batch)
+    folder = api.save(delta, tmp_path / "delta")
+    delta.detach()
+    loaded = api.load(folder, model)
+    assert str(loaded.expression) == "adamix(bottleneck=2, experts=1)"
+    plain = api.plan(model, "pfeiffer(bottleneck=2)")
+    assert loaded.bank.numel == plain.trainable
+    assert torch.equal(FAMILIES["bert"].logits(model, batch), live)

@@ -2,7 +2,7 @@
 
 Ponti et al. 2022, arXiv:2202.13914. The factors are combined, not their products, by
 z = σ(Z) / Σ σ(Z), so that a delta is one LoRA and can be merged. In training Z has logistic noise,
-one draw for each step and site, where the authors draw for each row. A delta is one task and has one
+one draw for each step and site, where the authors draw for each row. A delta is one task, with one
 row of their table of tasks; skills that several tasks train together are not here, because a bank
 has no leaf that slots share. Z starts within 0.001 of zero, the B at zero.
 """
