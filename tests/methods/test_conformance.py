@@ -70,6 +70,7 @@ CATALOGUE = (
     "oft(block=4)",
     "olora(rank=3)",
     "phm_adapter(bottleneck=4, terms=2)",
+    "propetl(bottleneck=4)",
     "pruned_bitfit",
     "pissa(rank=3)",
     "poly(rank=2, experts=3)",

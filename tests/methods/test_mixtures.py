@@ -14,7 +14,7 @@ from deltatune import api
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.grammar import parse
 from deltatune.core.policy import Draws
-from deltatune.methods import AdaMix, Poly
+from deltatune.methods import AdaMix, Poly, ProPETL
 from deltatune.testing.case import move
 from deltatune.testing.families import FAMILIES
 
@@ -191,3 +191,57 @@ def test_adamix_starts_with_experts_that_are_alike_and_stores_their_mean(tmp_pat
     plain = api.plan(model, "pfeiffer(bottleneck=2)")
     assert loaded.bank.numel == plain.trainable
     assert torch.equal(FAMILIES["bert"].logits(model, batch), live)
+
+
+# ---- ProPETL
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    order = scores.abs().flatten().argsort(descending=True)
+    mask = torch.zeros(scores.numel(), dtype=scores.dtype)
+    mask[order[:count]] = 1.0
+    return mask.view_as(scores)
+
+
+SCORED = {"D": (2, OUTPUTS), "U": (OUTPUTS, 2), "c": (2,), "e": (OUTPUTS,)}
+SCORED |= {"mask_D": (2, OUTPUTS), "mask_U": (OUTPUTS, 2)}
+
+
+def test_propetl_sees_a_prototype_through_the_largest_scores() -> None:
+    p = drawn(8, **SCORED)
+    W, b = base()
+    y = X @ W.mT + b
+    maps = {name: p[name] * largest(p[f"mask_{name}"], round(0.3 * 48)) for name in "DU"}
+    found = output("propetl(bottleneck=2, kept=0.3, activation='relu')", p, X)
+    close(found, y + bottleneck(y, **maps, c=p["c"], e=p["e"]))
+    whole = output("propetl(bottleneck=2, kept=1.0, activation='relu')", p, X)
+    close(whole, output("pfeiffer(bottleneck=2)", p, X))
+
+
+def test_propetl_s_scores_get_the_gradient_of_the_mask() -> None:
+    p = {name: leaf.requires_grad_() for name, leaf in drawn(9, **SCORED).items()}
+    method = ProPETL(bottleneck=2, activation="relu")
+    y = drawn(10, y=(5, OUTPUTS))["y"]
+    method.output(y, y, p).square().sum().backward()
+    masks = {name: largest(p[f"mask_{name}"].detach(), 24).requires_grad_() for name in "DU"}
+    maps = {name: p[name].detach() * masks[name] for name in "DU"}
+    by_hand = y + bottleneck(y, **maps, c=p["c"].detach(), e=p["e"].detach())
+    by_hand.square().sum().backward()
+    for name, mask in masks.items():
+        assert mask.grad is not None and p[f"mask_{name}"].grad is not None
+        close(p[f"mask_{name}"].grad, mask.grad * p[f"mask_{name}"].detach().sign())
+
+
+def test_propetl_shares_all_but_the_masks_and_stores_those_as_bits(tmp_path: Path) -> None:
+    model = FAMILIES["bert"].build()
+    delta = api.attach(model, "propetl(bottleneck=2)")
+    sites = len(delta.links)
+    d = delta.links[0].site.outputs
+    shared = 4 * d + 2 + d
+    assert delta.bank.numel == shared + sites * 4 * d
+    move(delta)
+    folder = api.save(delta, tmp_path / "delta")
+    delta.detach()
+    loaded = api.load(folder, model)
+    bits = [leaf for leaf in loaded.tensors().values() if leaf.dtype == torch.uint8]
+    assert loaded.bank.numel == shared and sum(map(torch.numel, bits)) == sites * 4 * d // 8
