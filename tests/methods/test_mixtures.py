@@ -245,3 +245,35 @@ def test_propetl_shares_all_but_the_masks_and_stores_those_as_bits(tmp_path: Pat
     loaded = api.load(folder, model)
     bits = [leaf for leaf in loaded.tensors().values() if leaf.dtype == torch.uint8]
     assert loaded.bank.numel == shared and sum(map(torch.numel, bits)) == sites * 4 * d // 8
+
+
+# ---- SparseAdapter
+
+
+def test_a_sparse_adapter_is_an_adapter_with_zeros() -> None:
+    method = "sparse_adapter(bottleneck=4, sparsity=0.75, activation='relu')"
+    kept = 4 * OUTPUTS // 4
+    p = drawn(11, D=(kept,), U=(kept,), c=(4,), e=(OUTPUTS,))
+    random = torch.Generator().manual_seed(12)
+    p |= {f"places_{name}": torch.randperm(4 * OUTPUTS, generator=random)[:kept] for name in "DU"}
+    dense = {"c": p["c"], "e": p["e"]}
+    for name, shape in (("D", (4, OUTPUTS)), ("U", (OUTPUTS, 4))):
+        dense[name] = torch.zeros(shape, dtype=torch.float64)
+        for place, value in zip(p[f"places_{name}"].tolist(), p[name], strict=True):
+            dense[name][place // shape[1], place % shape[1]] = value
+    W, b = base()
+    y = X @ W.mT + b
+    close(output(method, p, X), y + bottleneck(y, **dense))
+
+
+def test_large_sparse_costs_as_many_weights_and_masks_stay() -> None:
+    model = FAMILIES["bert"].build()
+    small = api.plan(model, "adapter(bottleneck=4, bias=False)").trainable
+    large = "sparse_adapter(bottleneck=16, sparsity=0.75, bias=False)"
+    delta = api.attach(model, large, slots=2, seed=[1, 2])
+    assert delta.bank.numel == small
+    one, other = delta.tensors(0), delta.tensors(1)
+    masks = [name for name in one if "places" in name]
+    assert all(len(one[name].unique()) == len(one[name]) for name in masks)
+    assert all(not torch.equal(one[name], other[name]) for name in masks)
+    assert len({tuple(one[name].tolist()) for name in masks}) == len(masks)
