@@ -11,10 +11,10 @@ from tests.methods.linear_map import INPUTS, OUTPUTS, Leaves, Tiny, output
 from torch import Tensor
 
 from deltatune import api
-from deltatune.core.errors import ConfigurationError
+from deltatune.core.errors import ConfigurationError, TargetError
 from deltatune.core.grammar import parse
 from deltatune.core.policy import Draws
-from deltatune.methods import AdaMix, Poly, ProPETL
+from deltatune.methods import AdaMix, AdapterDropRobust, Poly, ProPETL
 from deltatune.testing.case import move
 from deltatune.testing.families import FAMILIES
 
@@ -277,3 +277,51 @@ def test_large_sparse_costs_as_many_weights_and_masks_stay() -> None:
     assert all(len(one[name].unique()) == len(one[name]) for name in masks)
     assert all(not torch.equal(one[name], other[name]) for name in masks)
     assert len({tuple(one[name].tolist()) for name in masks}) == len(masks)
+
+
+# ---- AdapterDrop, robust
+
+
+def test_robust_dropping_leaves_out_the_same_lower_blocks_everywhere() -> None:
+    kin = FAMILIES["bert"]
+    delta = api.attach(kin.build(), "adapter_drop_robust(bottleneck=2, dropped=1)")
+    move(delta)
+    blocks = {link.site.block for link in delta.links}
+    assert blocks == {0, 1} and len(delta.links) == 4
+    leaves = delta.tensors()
+    upper = api.attach(kin.build(), "adapter_drop(bottleneck=2, dropped=1)")
+    kept = {name.replace("adapter_drop/", "adapter_drop_robust/"): name for name in upper.tensors()}
+    upper.bank.write(0, {ours: leaves[name] for name, ours in kept.items()})
+    whole = api.attach(kin.build(), "adapter(bottleneck=2)")
+    whole.bank.write(0, {n.replace("_drop_robust", ""): v for n, v in leaves.items()})
+    with torch.no_grad():
+        expected = [kin.logits(d.model, kin.batch()) for d in (whole, upper)]
+        assert torch.equal(kin.logits(delta.model, kin.batch()), expected[0])
+        delta.train()
+        seen = []
+        for delta.step in range(12):
+            found = kin.logits(delta.model, kin.batch())
+            seen.append(next(n for n in (0, 1) if torch.equal(found, expected[n])))
+    assert set(seen) == {0, 1}
+
+
+def test_robust_dropping_draws_evenly_and_trains_no_adapter_that_is_out() -> None:
+    method = AdapterDropRobust(bottleneck=2, dropped=1)
+    lower = api.attach(FAMILIES["bert"].build(), method).links[0].site
+    assert lower.block == 0
+    p = {
+        name: leaf.requires_grad_() for name, leaf in drawn(13, **SCORED).items() if name in "DUce"
+    }
+    y = drawn(14, y=(5, OUTPUTS))["y"]
+    out = 0
+    for step in range(400):
+        gave = method.output(y, y, method.sample(lower, p, Draws(3, step)))
+        if torch.equal(gave, y):
+            out += 1
+            assert all(not g.any() for g in torch.autograd.grad(gave.sum(), [*p.values()]))
+    assert abs(out / 400 - 0.5) < 0.1
+
+
+def test_robust_dropping_keeps_one_block_at_least() -> None:
+    with pytest.raises(TargetError, match="of 2 blocks at most 1"):
+        api.plan(FAMILIES["bert"].build(), "adapter_drop_robust(dropped=2)")
