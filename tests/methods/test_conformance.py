@@ -30,6 +30,7 @@ CATALOGUE = (
     "adamix(bottleneck=4, experts=2, shared_up=False)",
     "adapter_drop(bottleneck=4, dropped=1)",
     "adapter_drop_robust(bottleneck=4, dropped=1)",
+    "adapter_fusion(bottleneck=4, experts=2)",
     "boft(block=4, depth=2)",
     "c3a(block=4)",
     "child_tuning",

@@ -14,7 +14,7 @@ from deltatune import api
 from deltatune.core.errors import ConfigurationError, TargetError
 from deltatune.core.grammar import parse
 from deltatune.core.policy import Draws
-from deltatune.methods import AdaMix, AdapterDropRobust, Poly, ProPETL
+from deltatune.methods import AdaMix, AdapterDropRobust, AdapterFusion, Poly, ProPETL
 from deltatune.testing.case import move
 from deltatune.testing.families import FAMILIES
 
@@ -325,3 +325,50 @@ def test_robust_dropping_draws_evenly_and_trains_no_adapter_that_is_out() -> Non
 def test_robust_dropping_keeps_one_block_at_least() -> None:
     with pytest.raises(TargetError, match="of 2 blocks at most 1"):
         api.plan(FAMILIES["bert"].build(), "adapter_drop_robust(dropped=2)")
+
+
+# ---- AdapterFusion
+
+
+def fusion_leaves(experts: int) -> Leaves:
+    d, m = OUTPUTS, 2
+    adapters = {"D": (m, d), "c": (m,), "U": (d, m), "e": (d,)}
+    stacked = {name: (experts, *shape) for name, shape in adapters.items()}
+    return drawn(15, **stacked, Q=(d, d), q=(d,), K=(d, d), V=(d, d))
+
+
+def test_fusion_attends_over_its_adapters_for_every_token() -> None:
+    p = fusion_leaves(3)
+    p |= {name: 0.1 * p[name] for name in "QqK"}
+    W, b = base()
+    found = output("adapter_fusion(bottleneck=2, experts=3)", p, X)
+    for row, x in zip(found.flatten(0, 1), X.flatten(0, 1), strict=True):
+        y = W @ x + b
+        z = [bottleneck(y, *(p[name][n] for name in "DcUe")) for n in range(3)]
+        scores = [float((p["Q"] @ y + p["q"]) @ (p["K"] @ one)) for one in z]
+        total = sum(math.exp(one - max(scores)) for one in scores)
+        a = [math.exp(one - max(scores)) / total for one in scores]
+        mixed = a[0] * z[0] + a[1] * z[1] + a[2] * z[2]
+        torch.testing.assert_close(row, y + p["V"] @ mixed, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fusion_of_one_adapter_is_that_adapter() -> None:
+    p = fusion_leaves(1)
+    found = output("adapter_fusion(bottleneck=2, experts=1)", p | {"V": torch.eye(OUTPUTS)}, X)
+    close(found, output("pfeiffer(bottleneck=2)", mean({n: p[n] for n in "DcUe"}), X))
+
+
+def test_fusion_pulls_its_values_to_the_identity() -> None:
+    p = [fusion_leaves(2), fusion_leaves(2)]
+    expected = sum(0.5 * (one["V"] - torch.eye(OUTPUTS)).pow(2).sum() for one in p)
+    found = AdapterFusion(regularisation=0.5).penalty(p)
+    assert found is not None
+    close(found, torch.as_tensor(expected))
+
+
+def test_fusion_trains_no_adapter() -> None:
+    delta = api.attach(FAMILIES["bert"].build(), "adapter_fusion(bottleneck=2, experts=2)")
+    d = delta.links[0].site.outputs
+    assert delta.bank.numel == len(delta.links) * (3 * d * d + d)
+    site = delta.links[0].site.name
+    assert torch.equal(delta.tensors()[f"adapter_fusion/{site}/V"], torch.eye(d))

@@ -31,8 +31,8 @@ class AdapterDropRobust(Bottleneck, Method):
         dropped: the largest n, blocks of each stack that are left out.
     """
 
-    activation: str = "gelu"
     dropped: int = 5
+    activation: str = "gelu"
 
     aliases: ClassVar[tuple[str, ...]] = ("robust_adapter_drop",)
 
