@@ -108,7 +108,7 @@ def test_poly_mixes_factors_and_not_products() -> None:
     W, b = base()
     on = 1 / (1 + (-p["Z"]).exp())
     z = on / on.sum()
-    A, B = (sum(z[n] * p[name][n] for n in range(3)) for name in "AB")
+    A, B = (torch.stack([z[n] * p[name][n] for n in range(3)]).sum(0) for name in "AB")
     close(output("poly(rank=2, experts=3, alpha=6.0)", p, X), X @ (W + 3.0 * B @ A).mT + b)
 
 
