@@ -16,7 +16,7 @@ from deltatune.core.errors import (
     ConfigurationError,
     StateError,
 )
-from deltatune.core.start import start_from
+from deltatune.core.start import fill_expert, start_from
 from deltatune.testing.case import move
 from deltatune.testing.families import FAMILIES
 
@@ -137,3 +137,75 @@ def test_a_folder_of_another_backbone_is_refused(tmp_path: Path) -> None:
         next(model.parameters()).view(-1)[0] += 1
     with pytest.raises(BackboneMismatchError):
         start_from(api.attach(model, "lora(rank=2)"), folder)
+
+
+# ---- experts
+
+
+@torch.no_grad()
+def test_a_fusion_of_a_trained_adapter_computes_what_that_computes(tmp_path: Path) -> None:
+    source = trained("pfeiffer(bottleneck=3, up_std=0.01) + head(labels=2)")
+    plain = api.attach(KIN.build(), "pfeiffer(bottleneck=3)")
+    plain.bank.write(0, source.tensors())
+    expected = KIN.logits(plain.model, KIN.batch())
+    for given in (source, api.save(source, tmp_path / "delta")):
+        delta = api.attach(KIN.build(), "adapter_fusion(bottleneck=3, experts=1)", slots=2)
+        kept = delta.tensors(0)
+        fill_expert(delta, given, 0, slot=1)
+        assert same(delta.tensors(0), kept)
+        with delta.route([1] * 4):
+            torch.testing.assert_close(
+                KIN.logits(delta.model, KIN.batch()), expected, rtol=1e-5, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize(
+    ("method", "source"),
+    [
+        ("adapter_fusion(bottleneck=3, experts=3)", "pfeiffer(bottleneck=3, up_std=0.01)"),
+        ("bitfit + poly(rank=2, experts=3)", "lora(rank=2, dropout=0.1)"),
+        ("molora(rank=2, experts=3)", "lora(rank=2)"),
+    ],
+)
+def test_an_expert_is_filled_and_the_others_stay(method: str, source: str) -> None:
+    delta, given = api.attach(KIN.build(), method), trained(source)
+    before = delta.tensors()
+    before = {name: value.clone() for name, value in before.items()}
+    fill_expert(delta, given, 1)
+    filled = {name.partition("/")[2]: value for name, value in given.tensors().items()}
+    for name, value in delta.tensors().items():
+        expected = before[name].clone()
+        if name.partition("/")[2] in filled:
+            expected[1] = filled.pop(name.partition("/")[2])
+        assert torch.equal(value, expected), name
+    assert not filled
+
+
+@pytest.mark.parametrize(
+    ("method", "source"),
+    [
+        ("adapter_fusion(bottleneck=3)", "pfeiffer(bottleneck=4)"),
+        ("adapter_fusion(bottleneck=3)", "pfeiffer(bottleneck=3, activation='tanh')"),
+        ("adapter_fusion(bottleneck=3)", "pfeiffer(bottleneck=3, bias=False)"),
+        ("adapter_fusion(bottleneck=3)", "adapter(bottleneck=3, activation='relu')"),
+        ("adapter_fusion(bottleneck=3)", "pfeiffer(bottleneck=3, at='block[0].ffn')"),
+        ("adapter_fusion(bottleneck=3)", "pfeiffer(bottleneck=3) + bitfit"),
+        ("poly(rank=2)", "lora(rank=2, alpha=4.0)"),
+        ("lora(rank=2)", "lora(rank=2)"),
+        ("moelora(rank=2, experts=2)", "lora(rank=2, alpha=32.0)"),
+        ("poly(rank=2)", "full"),
+    ],
+)
+def test_what_is_no_expert_is_refused(method: str, source: str) -> None:
+    delta = api.attach(KIN.build(), method)
+    before = delta.tensors()
+    with pytest.raises(ConfigurationError, match="as an expert: it must be one"):
+        fill_expert(delta, api.attach(KIN.build(), source), 0)
+    assert same(delta.tensors(), before)
+
+
+@pytest.mark.parametrize("expert", [-1, 4])
+def test_an_expert_that_is_not_there_is_refused(expert: int) -> None:
+    delta = api.attach(KIN.build(), "adapter_fusion(bottleneck=3)")
+    with pytest.raises(ConfigurationError, match="0 to 3"):
+        fill_expert(delta, trained("pfeiffer(bottleneck=3)"), expert)

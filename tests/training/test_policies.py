@@ -102,6 +102,9 @@ def test_a_penalty_is_added_once_to_the_loss_of_a_step() -> None:
     [
         "adalora(rank=3, final_rank=1, every=2)",
         "dylora(rank=3)",
+        "adamix(bottleneck=4)",
+        "adapter_drop_robust(bottleneck=4, dropped=1)",
+        "poly(rank=2)",
         "lt_sft(share=0.1)",
         "diff_pruning(share=0.1, turn=0.5)",
     ],

@@ -93,6 +93,11 @@ class Site:
         return "model" if self.place is None else self.place.stack
 
     @property
+    def block(self) -> int | None:
+        """The index of its block within the stack; None outside of blocks."""
+        return None if self.place is None else self.place.block
+
+    @property
     def part(self) -> str:
         """The part of its place ("q", "norm", ...), or ""."""
         return "" if self.place is None else self.place.part

@@ -7,7 +7,7 @@ so is any other method that does not begin from its draw.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -20,12 +20,14 @@ from deltatune.core.fingerprint import fingerprint
 from deltatune.core.grammar import Expression, parse
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.leaf import zeros
-from deltatune.core.method import METHODS
+from deltatune.core.method import METHODS, Method
 from deltatune.core.site import originals
 
-__all__ = ["start_from"]
+__all__ = ["fill_expert", "start_from"]
 
 Form = tuple[Expression, dict[str, Tensor]]
+
+_BEGINNINGS = ("at", "dropout", "up_std")  # fields that leave the meaning of trained leaves alone
 
 
 def start_from(
@@ -49,12 +51,7 @@ def start_from(
         BackboneMismatchError: the folder's delta was made for another backbone.
         StateError: the slot is merged, or the delta trains in place.
     """
-    delta.check_slot(slot)
-    if isinstance(delta.bank, InPlaceBank) or delta.merged_slot == slot:
-        raise StateError(
-            f"Slot {slot} of {delta.name} is merged, or trains the backbone itself. Unmerge it, or "
-            "start a delta."
-        )
+    _check_writable(delta, slot)
     forms = list(_forms(delta, source, source_slot))
     wanted = _comparable(delta.expressions[slot])
     found = next((form for form in forms if _comparable(form[0]) <= wanted), None)
@@ -69,6 +66,89 @@ def start_from(
         )
     delta.bank.write(slot, held | taken)
     delta.saved.pop(slot, None)
+
+
+def fill_expert(
+    delta: Delta,
+    source: Delta | str | Path,
+    expert: int,
+    *,
+    slot: int = 0,
+    source_slot: int = 0,
+) -> None:
+    """Copies a trained delta into one expert of a mixture: an adapter into a fusion of adapters, a
+    LoRA into a mixture of LoRAs. What is trained beside the experts stays as it was drawn.
+
+    The source holds one method, a head aside, whose leaves are those of one expert, at the same
+    sites; fields that both methods have must agree.
+
+    Args:
+        delta: attached; holds a mixture.
+        source: see `start_from`.
+        expert: which one, counted from 0.
+        slot: which of the delta's slots.
+        source_slot: which slot of a source that is a delta.
+
+    Raises:
+        ConfigurationError: there is no such slot or expert, or the source is none of its kind.
+        ArtefactError, BackboneMismatchError, StateError: see `start_from`.
+    """
+    _check_writable(delta, slot)
+    forms = list(_forms(delta, source, source_slot))
+    held = delta.tensors(slot)
+    found = next((taken for form in forms if (taken := _as_expert(delta, held, form))), None)
+    if found is None:
+        names = " or ".join(dict.fromkeys(str(expression) for expression, _ in forms))
+        raise ConfigurationError(
+            f"No method of {delta.expressions[slot]} takes {names} as an expert: it must be one "
+            "method whose leaves are those of one expert, at the same sites, and the fields that "
+            "both have must agree."
+        )
+    experts = len(held[next(iter(found))])
+    if not 0 <= expert < experts:
+        raise ConfigurationError(f"There is no expert {expert}: 0 to {experts - 1} are there.")
+    for name, value in found.items():
+        held[name] = held[name].clone()
+        held[name][expert] = value
+    delta.bank.write(slot, held)
+    delta.saved.pop(slot, None)
+
+
+def _check_writable(delta: Delta, slot: int) -> None:
+    delta.check_slot(slot)
+    if isinstance(delta.bank, InPlaceBank) or delta.merged_slot == slot:
+        raise StateError(
+            f"Slot {slot} of {delta.name} is merged, or trains the backbone itself. Unmerge it, or "
+            "start a delta."
+        )
+
+
+def _as_expert(delta: Delta, held: dict[str, Tensor], form: Form) -> dict[str, Tensor]:
+    """The leaves of a form by the names of the stacked leaves that take them; none if they do not
+    fit.
+    """
+    methods = [method for method in form[0] if method.category != "head"]
+    values = {name.partition("/")[2]: value for name, value in _without_heads(form[1]).items()}
+    leaves = {name.rpartition("/")[2] for name in values}
+    for part in delta.parts:
+        own = {n: v for n, v in held.items() if n.startswith(f"{part.key}/")}
+        own = {name: v for name, v in own.items() if name.rpartition("/")[2] in leaves}
+        taken = {f"{part.key}/{name}": value for name, value in values.items()}
+        if (
+            len(methods) == 1
+            and _agree(part.method, methods[0])
+            and own.keys() == taken.keys()
+            and all(own[n].ndim and own[n].shape[1:] == value.shape for n, value in taken.items())
+            and len({len(value) for value in own.values()}) == 1
+        ):
+            return taken
+    return {}
+
+
+def _agree(one: Method, other: Method) -> bool:
+    """Whether fields that both methods have are equal."""
+    common = {f.name for f in fields(one)} & {f.name for f in fields(other)}
+    return all(getattr(one, name) == getattr(other, name) for name in common - set(_BEGINNINGS))
 
 
 def _forms(delta: Delta, source: Delta | str | Path, slot: int) -> Iterator[Form]:

@@ -35,7 +35,7 @@ class AdapterDrop(Bottleneck, Method):
             raise ConfigurationError(f"adapter_drop: dropped is 0 or more; found {self.dropped}.")
 
     def choose(self, sites: Sequence[Site]) -> Sequence[Site]:
-        blocks = [-1 if s.place is None or s.place.block is None else s.place.block for s in sites]
+        blocks = [-1 if site.block is None else site.block for site in sites]
         kept = [site for site, k in zip(sites, blocks, strict=True) if k >= self.dropped]
         if not kept:
             raise TargetError(

@@ -11,17 +11,17 @@ did, and cannot be trained further.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from deltatune.core.errors import ConfigurationError
-from deltatune.core.leaf import Leaf, constant, given
+from deltatune.core.leaf import Leaf, given
 from deltatune.core.method import Category, Leaves, Method, ReviewCategory, register
 from deltatune.core.site import Site
+from deltatune.primitives.binary_masks import all_on, packed, through, unpacked
 
 
 @register("masking")
@@ -62,26 +62,19 @@ class Masking(Method):
 
     def init(self, site: Site) -> Mapping[str, Leaf]:
         if self.packed:
-            bits = constant(-(-site.inputs * site.outputs // 8), value=255)
-            return {"mask": replace(bits, trained=False, dtype=torch.uint8)}
+            return {"mask": all_on(site.outputs, site.inputs)}
         return {"m": given((site.outputs, site.inputs), _About(self.threshold, self.sparsity))}
 
     def weight(self, W: Tensor, b: Tensor | None, p: Leaves) -> tuple[Tensor, Tensor | None]:
         if self.packed:
-            bits = p["mask"].unsqueeze(-1) >> _places(p["mask"]) & 1
-            return W * bits.flatten()[: W.numel()].view_as(W).to(W.dtype), b
-        m = p["m"]
-        return W * ((m >= self.threshold).to(W.dtype) + (m - m.detach())), b
+            return W * unpacked(p["mask"], W), b
+        return W * through(p["m"] >= self.threshold, p["m"]), b
 
     def stored(self) -> Method:
         return Masking(at=self.at, strength=self.strength, packed=True)
 
     def collapse(self, site: Site, p: Leaves) -> Leaves:
-        if self.packed:
-            return p
-        on = (p["m"] >= self.threshold).flatten().to(torch.uint8)
-        eights = pad(on, (0, -len(on) % 8)).view(-1, 8)
-        return {"mask": (eights << _places(on)).sum(-1, dtype=torch.uint8)}
+        return p if self.packed else {"mask": packed(p["m"] >= self.threshold)}
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,3 @@ class _About:
     def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
         place = torch.rand(shape, generator=random) - self.below
         return self.threshold + 2 * self.threshold * place
-
-
-def _places(like: Tensor) -> Tensor:
-    return torch.arange(8, dtype=torch.uint8, device=like.device)
