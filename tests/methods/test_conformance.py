@@ -91,6 +91,10 @@ CATALOGUE = (
     "selective_module(budget=0.3)",
     "prefix(length=3, reparameterise=True, middle=8)",
     "difference(at='attention')",
+    "corda(rank=3)",
+    "eva(rank=3)",
+    "fish",
+    "lora_ga(rank=3)",
 )
 METHODS = CATALOGUE + ARMS
 
