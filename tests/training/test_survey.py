@@ -23,9 +23,8 @@ from deltatune.core.storage import storage_of
 from deltatune.core.survey import Survey
 from deltatune.testing.case import marks, same_state
 from deltatune.testing.families import FAMILIES
-from deltatune.training import Job, Settings, Steps, fit, fit_many
+from deltatune.training import Job, Settings, Steps, TrunkCache, fit, fit_many, survey
 from deltatune.training.sampler import Sampler
-from deltatune.training.survey import survey
 
 FAMILY = ["t5", "bert", "gpt2"]
 LINEAR = "attention | ffn.up | ffn.down"
@@ -51,10 +50,15 @@ def first_rows(family: str, count: int = 5) -> list[dict[str, list[int]]]:
 
 
 def looked(delta: Delta, rows: Sequence[Any]) -> Survey:
-    run = Run(delta)
-    (found,) = run.surveys()
-    survey(run, found, rows, collate, "fp32")
-    return found
+    """What was seen of all rows, after it was settled."""
+
+    class Held(Run):
+        def surveys(self) -> list[Survey]:
+            return found
+
+    found = Run(delta).surveys()
+    survey(Held(delta), rows, collate)
+    return found[0]
 
 
 def by_site(delta: Delta, name: str) -> dict[str, dict[str, Tensor]]:
@@ -119,7 +123,9 @@ def test_gradients_are_those_of_a_base_that_is_trained(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILY)
 def test_squares_are_those_of_single_rows(family: str) -> None:
     delta, rows = a_delta(family, METHODS[3]), first_rows(family)
-    found = looked(delta, rows)
+    (found,) = Run(delta).surveys()
+    for row in rows:
+        found.look(functools.partial(delta.model, **collate([row])), 1)
     each = [gradients_of(family, [row]) for row in rows]
     for link in delta.links:
         for name, value in found._found(link).items():
@@ -148,7 +154,7 @@ def test_the_first_step_of_lora_ga_is_the_nearest_of_its_rank(family: str) -> No
     """(B A)' = B' A + B A' is, up to a factor, the best approximation of the gradient."""
     rows = first_rows(family)
     delta = a_delta(family, METHODS[1])
-    looked(delta, rows).settle({})
+    looked(delta, rows)
     gradients = gradients_of(family, rows)
     delta.model(**collate(rows)).loss.backward()
     moved = delta.bank.gradients(0)
@@ -168,7 +174,7 @@ def test_the_first_step_of_lora_ga_is_the_nearest_of_its_rank(family: str) -> No
 def test_corda_begins_in_the_triplets_of_weight_times_covariance(smallest: bool) -> None:
     method = f"corda(rank=2, rows=5, smallest={smallest}, at='{LINEAR}')"
     delta, rows = a_delta("gpt2", method), first_rows("gpt2")
-    looked(delta, rows).settle({})
+    looked(delta, rows)
     inputs, held = inputs_of("gpt2", rows), by_site(delta, "corda")
     kept = slice(-2, None) if smallest else slice(2)
     for link in delta.links:
@@ -192,7 +198,7 @@ def test_nothing_is_left_behind_and_the_function_stays(method: str) -> None:
     before = marks(model)
     with torch.no_grad():
         logits = model(**batch).logits
-    looked(delta, rows).settle({})
+    looked(delta, rows)
     same_state(model, state)
     assert marks(model) == before
     assert delta.bank.slots[0].grad is None
@@ -249,8 +255,16 @@ def test_it_goes_on_with_the_same_bits(method: str, tmp_path: Path) -> None:
         assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-@pytest.mark.parametrize("method", [*METHODS, f"{METHODS[1]} + adapter(bottleneck=2)"])
-def test_together_is_as_alone(method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "cached"),
+    [
+        *((method, False) for method in METHODS),
+        (f"{METHODS[1]} + adapter(bottleneck=2)", False),
+        ("eva(rank=2, rows=5, at='block[1].linear')", True),
+        ("lora_ga(rank=2, rows=5, at='block[1].linear')", True),
+    ],
+)
+def test_together_is_as_alone(method: str, cached: bool) -> None:
     rows = {0: rows_for("bert", 12), 1: rows_for("bert", 20)[8:], 2: rows_for("bert", 20)}
     jobs = [
         Job(rows[k], settings(seed=k, checkpoint_every=None), Steps(3), seed=7 + k) for k in rows
@@ -262,7 +276,7 @@ def test_together_is_as_alone(method: str) -> None:
         assert not isinstance(outcome, Exception), outcome
         states[number] = SlotRun(delta, slot).trainable_state()
 
-    fit_many(delta, jobs, collate, ended=ended)
+    fit_many(delta, jobs, collate, ended=ended, trunk_cache=TrunkCache() if cached else None)
     for k, job in enumerate(jobs):
         alone = api.attach(FAMILIES["bert"].build(), method, seed=7 + k)
         fit(Run(alone), job.rows, collate, settings=job.settings, budget=job.budget)
@@ -292,14 +306,13 @@ def test_every_slot_begins_by_itself() -> None:
 
 
 def test_rows_without_a_label_are_left_out() -> None:
-    rows = rows_for("gpt2")
+    rows = rows_for("gpt2", 8)
     blank = [{**row, "labels": [-100] * len(row["labels"])} for row in rows[:2]]
-    one, other = (looked(a_delta("gpt2", METHODS[1]), held) for held in (rows, [*blank, *rows]))
-    one.settle({})
-    other.settle({})
+    method = f"lora_ga(rank=2, rows=10, at='{LINEAR}')"
+    one, other = (looked(a_delta("gpt2", method), held) for held in (rows, [*blank, *rows]))
     assert torch.equal(one.delta.bank.slots[0], other.delta.bank.slots[0])
     with pytest.raises(TrainingError, match="no row with a label"):
-        looked(a_delta("gpt2", METHODS[1]), blank).settle({})
+        looked(a_delta("gpt2", METHODS[1]), blank)
 
 
 def test_a_loss_that_is_not_finite_is_refused() -> None:

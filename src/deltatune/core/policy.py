@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from deltatune.core.delta import Delta
     from deltatune.core.method import Method
 
-__all__ = ["Draws", "Found", "Held", "Moment", "Policies", "Wanted"]
+__all__ = ["Draws", "Found", "Held", "Kind", "Moment", "Policies", "Wanted"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,9 @@ class Moment:
     draws: Draws
 
 
+Kind = Literal["inputs", "gradients", "squares"]
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What a method wants to see before the first step.
@@ -90,7 +93,7 @@ class Wanted:
             all of them where there are fewer.
     """
 
-    kind: Literal["inputs", "gradients", "squares"]
+    kind: Kind
     rows: int
 
 

@@ -65,6 +65,11 @@ class Survey:
         self._tokens: dict[nn.Module, int] = {}
         self._seen = 0
 
+    @property
+    def name(self) -> str:
+        """Of the method."""
+        return self.part.method.name
+
     def look(self, forward: Callable[[], Any], items: int) -> None:
         """Looks at one row.
 
@@ -80,8 +85,7 @@ class Survey:
                 loss = forward().loss
             if not torch.isfinite(loss):
                 raise TrainingError(
-                    f"The loss of a row that {self.part.method.name} looks at is not finite "
-                    f"({float(loss)})."
+                    f"The loss of a row that {self.name} looks at is not finite ({float(loss)})."
                 )
             if kind != "inputs":
                 times = items if kind == "gradients" else 1
@@ -98,7 +102,7 @@ class Survey:
         Raises TrainingError if no row was looked at.
         """
         if not self._seen:
-            raise TrainingError(f"{self.part.method.name} found no row with a label to begin from.")
+            raise TrainingError(f"{self.name} found no row with a label to begin from.")
         values = self.delta.tensors(self.slot)
         found = [
             Found(link.site, {name: values[full] for name, full in link.names.items()}, seen)

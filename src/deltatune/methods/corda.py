@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from deltatune.core.method import Method, register
-from deltatune.core.policy import Found, Wanted
+from deltatune.core.policy import Found, Kind
+from deltatune.primitives.from_data import FromData
 from deltatune.primitives.spectral import Recentred, balanced
 
 _DAMPING = 0.01
@@ -25,22 +27,20 @@ _DAMPING = 0.01
 
 @register("corda")
 @dataclass(frozen=True, kw_only=True)
-class CorDA(Recentred, Method):
+class CorDA(FromData, Recentred, Method):
     """LoRA that begins where the weight meets its inputs.
 
     Attributes:
         alpha: with that of the authors, the rank, the product is scaled by one.
         smallest: whether the smallest triplets begin, not the largest.
-        rows: of the training data, that the start is made of.
+        rows: see FromData.
     """
 
     alpha: float = 8.0
     smallest: bool = False
     rows: int = 256
 
-    @property
-    def wanted(self) -> Wanted:
-        return Wanted("inputs", self.rows)
+    surveys: ClassVar[Kind] = "inputs"
 
     def settle(self, sites: Sequence[Found], memory: Mapping[str, Tensor]) -> None:
         del memory

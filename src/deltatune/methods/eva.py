@@ -10,32 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from deltatune.core.method import Leaves, Method, register
-from deltatune.core.policy import Found, Wanted
+from deltatune.core.policy import Found, Kind
+from deltatune.primitives.from_data import FromData
 from deltatune.primitives.low_rank import LowRank
 
 
 @register("eva")
 @dataclass(frozen=True, kw_only=True)
-class EVA(LowRank, Method):
-    """LoRA that begins in the directions of most variance of its inputs.
+class EVA(FromData, LowRank, Method):
+    """LoRA that begins in the directions that its inputs take most."""
 
-    Attributes:
-        rows: of the training data, that the start is made of.
-    """
-
-    rows: int = 128
+    surveys: ClassVar[Kind] = "inputs"
 
     def factors(self, p: Leaves) -> tuple[Tensor, Tensor]:
         return p["A"], self.scale * p["B"]
-
-    @property
-    def wanted(self) -> Wanted:
-        return Wanted("inputs", self.rows)
 
     def settle(self, sites: Sequence[Found], memory: Mapping[str, Tensor]) -> None:
         del memory

@@ -18,25 +18,27 @@ from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.method import Category, Method, ReviewCategory, register
-from deltatune.core.policy import Found, Held, Moment, Wanted
+from deltatune.core.policy import Found, Held, Kind, Moment
 from deltatune.core.select import Difference, Form
 from deltatune.core.site import Site
+from deltatune.primitives.from_data import FromData
 from deltatune.primitives.pruning import best, entries
 
 
 @register("fish")
 @dataclass(frozen=True, kw_only=True)
-class FISH(Method):
+class FISH(FromData, Method):
     """A sparse difference at entries that are chosen before training.
 
     Attributes:
         share: of the entries that move, over all sites together.
-        rows: of the training data, that the choice is made of.
+        rows: see FromData.
     """
 
     share: float = 0.005
     rows: int = 256
 
+    surveys: ClassVar[Kind] = "squares"
     aliases: ClassVar[tuple[str, ...]] = ("fish_mask",)
     category: ClassVar[Category] = "specification"
     review_category: ClassVar[ReviewCategory] = "partial"
@@ -47,10 +49,6 @@ class FISH(Method):
     def check(self) -> None:
         if not 0 < self.share <= 1:
             raise ConfigurationError(f"fish: share lies in (0, 1]; it is {self.share}.")
-
-    @property
-    def wanted(self) -> Wanted:
-        return Wanted("squares", self.rows)
 
     def select(self, site: Site) -> Mapping[str, Form]:
         return {name: Difference() for name, value in site.parameters.items() if value is not None}

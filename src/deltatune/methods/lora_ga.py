@@ -12,38 +12,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError, TargetError
 from deltatune.core.leaf import Leaf
 from deltatune.core.method import Method, register
-from deltatune.core.policy import Found, Wanted
+from deltatune.core.policy import Found, Kind
 from deltatune.core.site import Site
+from deltatune.primitives.from_data import FromData
 from deltatune.primitives.spectral import Recentred, triplets
 
 
 @register("lora_ga")
 @dataclass(frozen=True, kw_only=True)
-class LoRAGA(Recentred, Method):
+class LoRAGA(FromData, Recentred, Method):
     """LoRA whose first step is nearest to that of full fine-tuning.
 
     Attributes:
         gamma: the larger, the smaller the start.
-        rows: of the training data, that the start is made of.
+        rows: see FromData.
     """
 
     gamma: float = 16.0
     rows: int = 64
 
+    surveys: ClassVar[Kind] = "gradients"
+
     def check(self) -> None:
         super().check()
         if self.gamma <= 0:
             raise ConfigurationError(f"lora_ga: gamma must be above 0; it is {self.gamma}.")
-
-    @property
-    def wanted(self) -> Wanted:
-        return Wanted("gradients", self.rows)
 
     def init(self, site: Site) -> Mapping[str, Leaf]:
         widest = min(site.inputs, site.outputs)

@@ -33,7 +33,7 @@ from deltatune.training.sampler import Sampler
 from deltatune.training.settings import Settings
 from deltatune.training.state import Ending, Evaluation, Result, RunState
 from deltatune.training.step import Collate, StepTaker, Taken
-from deltatune.training.survey import survey
+from deltatune.training.surveying import survey
 from deltatune.training.trainable import Trainable
 from deltatune.training.trunk_cache import TrunkCache
 
@@ -187,17 +187,16 @@ class Loop:
                 return
         self.log.cut(0)
         self.log.write("start", **self.identity)
-        self._survey()
+        survey(
+            self.taker.run,
+            self.taker.rows,
+            self.taker.collate,
+            precision=self.taker.settings.precision,
+            order=self.state.sampler.first,
+            policies=self.state.policies,
+            progress=self.progress,
+        )
         self._save()
-
-    def _survey(self) -> None:
-        """Sets the start of methods that begin from data. A run that goes on has it already."""
-        taker, memory = self.taker, self.state.policies.memory
-        for one in taker.run.surveys():
-            chosen = [taker.rows[row] for row in self.state.sampler.first(one.wanted.rows)]
-            self.progress.say(f"{one.part.method.name} looks at {len(chosen)} rows")
-            survey(taker.run, one, chosen, taker.collate, taker.settings.precision)
-            one.settle(memory.get((one.slot, one.part.key), {}))
 
     def run_to_end(self) -> Result:
         """Trains until the budget is spent or patience is at its end."""
