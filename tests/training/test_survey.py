@@ -16,6 +16,7 @@ from tests.training.test_kernel import collate, rows_for
 from torch import Tensor, nn
 
 from deltatune import api
+from deltatune.backbones.load import load_backbone
 from deltatune.core.delta import Delta
 from deltatune.core.errors import ConfigurationError, TargetError, TrainingError
 from deltatune.core.run import Run, SlotRun
@@ -120,6 +121,27 @@ def test_gradients_are_those_of_a_base_that_is_trained(family: str) -> None:
         assert any(link.site.rows is not None for link in delta.links)
 
 
+@pytest.mark.parametrize("quantise", ["nf4", "int8"])
+def test_gradients_of_a_quantised_weight_are_those_of_its_plain_numbers(quantise: str) -> None:
+    """A difference that is added to the plain numbers has the same gradient."""
+    at, ids = "attention.q | ffn.down", [5, 9, 17, 4, 1]
+    rows = [{"input_ids": ids[k:], "labels": ids[: k + 2]} for k in range(3)]
+    model = load_backbone("t5-nano", quantise=quantise).model
+    found = looked(api.attach(model, f"lora_ga(rank=2, rows=3, at='{at}')"), rows)
+    found.delta.detach()
+    other = api.attach(model, f"difference(at='{at}')")
+    items = sum(len(row["labels"]) for row in rows)
+    for row in rows:
+        (model(**collate([row])).loss * len(row["labels"]) / items).backward()
+    expected = {
+        link.site.name: other.bank.gradients(0)[link.names["weight"]] for link in other.links
+    }
+    assert expected
+    for link in found._links:
+        seen = found._found(link)["gradients"]
+        torch.testing.assert_close(seen, expected[link.site.name], rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", FAMILY)
 def test_squares_are_those_of_single_rows(family: str) -> None:
     delta, rows = a_delta(family, METHODS[3]), first_rows(family)
@@ -130,7 +152,7 @@ def test_squares_are_those_of_single_rows(family: str) -> None:
     for link in delta.links:
         for name, value in found._found(link).items():
             path = f"{link.site.path}.{name}"
-            expected = torch.stack([one[path].square() for one in each]).mean(0)
+            expected = torch.stack([one[path].square() for one in each]).sum(0)
             torch.testing.assert_close(value, expected, rtol=2e-3, atol=1e-9)
 
 
@@ -303,6 +325,24 @@ def test_every_slot_begins_by_itself() -> None:
     fit(SlotRun(delta, 1), rows, collate, settings=settings(), budget=Steps(1))
     assert torch.equal(delta.bank.slots[0], before)
     assert Run(delta).surveys()[0].slot == 0
+
+
+def test_in_half_precision_the_start_is_near_that_of_fp32() -> None:
+    """The projections onto what EVA begins with; sums are of fp32 in both."""
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        delta = api.attach(FAMILIES["bert"].build().to(dtype), METHODS[0], seed=1)
+        looked(delta, first_rows("bert"))
+        found.append(by_site(delta, "eva"))
+    for name, leaves in found[0].items():
+        ours, other = leaves["A"], found[1][name]["A"]
+        assert other.dtype == torch.float32
+        torch.testing.assert_close(ours.T @ ours, other.T @ other, rtol=0, atol=0.1)
+
+
+def test_a_choice_that_no_policy_holds_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="fish keeps what it finds in the memory of"):
+        looked(a_delta("bert", METHODS[3]), rows_for("bert"))
 
 
 def test_rows_without_a_label_are_left_out() -> None:

@@ -103,6 +103,10 @@ class Survey:
         """
         if not self._seen:
             raise TrainingError(f"{self.name} found no row with a label to begin from.")
+        for key, total in self._sums.items():
+            total /= self._seen if isinstance(key, Link) else self._tokens[key]
+        if self._squares is not None:
+            self._squares /= self._seen
         values = self.delta.tensors(self.slot)
         found = [
             Found(link.site, {name: values[full] for name, full in link.names.items()}, seen)
@@ -117,16 +121,12 @@ class Survey:
             assert isinstance(bank, Bank)
             pieces = dict(zip(bank.trained, torch.split(self._squares, bank.sizes), strict=True))
             return {
-                name: pieces[full].view(bank.trained[full]) / self._seen
+                name: pieces[full].view(bank.trained[full])
                 for name, full in link.names.items()
                 if full in pieces
             }
-        inputs = self.wanted.kind == "inputs"
-        total = self._sums.get(link.site.module if inputs else link)
-        if total is None or not total.any():
-            return {}
-        count = self._tokens[link.site.module] if inputs else self._seen
-        return {self.wanted.kind: total / count}
+        total = self._sums.get(link.site.module if self.wanted.kind == "inputs" else link)
+        return {} if total is None or not total.any() else {self.wanted.kind: total}
 
     @contextmanager
     def _watching(self) -> Iterator[None]:

@@ -47,6 +47,6 @@ class CorDA(FromData, Recentred, Method):
         kept = slice(-self.rank, None) if self.smallest else slice(self.rank)
         for found in sites:
             C = found.seen["inputs"].double()
-            C.diagonal().add_(_DAMPING * C.diagonal().mean())
+            C = C + _DAMPING * C.diagonal().mean() * torch.eye(len(C)).to(C)
             A, B = balanced(found.site.weight().to(C) @ C, kept, self.scale)
             self.begin(found.values, torch.linalg.solve(C, A, left=False), B)

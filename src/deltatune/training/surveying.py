@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from deltatune.core.errors import ConfigurationError
 from deltatune.core.policy import Policies
 from deltatune.training.batch import count_loss_items
 from deltatune.training.forward import forward_context
@@ -43,11 +44,18 @@ def survey(
         policies: of the run, where it has any.
         progress: what shows the run.
 
-    Raises TrainingError for a loss that is not finite, or if no row has a label.
+    Raises:
+        ConfigurationError: a method keeps what it finds with its policy, and there are none.
+        TrainingError: a loss is not finite, or no row has a label.
     """
     model, memory = cast(nn.Module, run), {} if policies is None else policies.memory
     device = next(model.parameters()).device
     for one in run.surveys():
+        if policies is None and one.part.method.has_policy():
+            raise ConfigurationError(
+                f"{one.name} keeps what it finds in the memory of its policy. Train it by `fit`, "
+                "or give the policies of your run: `policies=run.policies()`."
+            )
         run.eval()
         chosen = [rows[place] for place in order(min(one.wanted.rows, len(rows)))]
         (progress or SilentProgress()).say(f"{one.name} looks at {len(chosen)} rows")
