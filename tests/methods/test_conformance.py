@@ -115,6 +115,10 @@ CATALOGUE = (
     f"pasta(length=2, tokens='{SPECIAL}')",
     "hyperformer(bottleneck=4, embedding=4, middle=6, code=5)",
     "invertible(bottleneck=4)",
+    "corda(rank=3)",
+    "eva(rank=3)",
+    "fish",
+    "lora_ga(rank=3)",
 )
 METHODS = CATALOGUE + ARMS
 

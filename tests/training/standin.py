@@ -95,6 +95,9 @@ class StandIn(nn.Module):
     def policies(self) -> Policies:
         return Policies(SimpleNamespace(parts=()), ())  # type: ignore[arg-type]
 
+    def surveys(self) -> tuple[()]:
+        return ()
+
     def set_step(self, step: int) -> None:
         self.steps.append(step)
         if step == self.kill_at:

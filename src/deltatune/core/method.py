@@ -42,7 +42,7 @@ from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.leaf import Leaf
-from deltatune.core.policy import Draws, Held, Moment
+from deltatune.core.policy import Draws, Found, Held, Moment, Wanted
 from deltatune.core.registry import Names, Registry
 from deltatune.core.select import Form
 from deltatune.core.site import Site
@@ -146,6 +146,10 @@ class Method(abc.ABC):
                 + (f"{self.name} is there or not." if whole else "nothing would be trained.")
             )
         self.check()
+        if self.wanted is not None and self.wanted.rows < 1:
+            raise ConfigurationError(
+                f"{self.name}: rows are those it begins from, at least 1; found {self.wanted.rows}."
+            )
 
     def check(self) -> None:  # noqa: B027  (most methods have nothing to check)
         """Raises ConfigurationError for values that cannot be meant."""
@@ -207,6 +211,17 @@ class Method(abc.ABC):
         self, sites: Sequence[Held], memory: Mapping[str, Tensor], moment: Moment
     ) -> None:
         """The optimiser has moved the leaves; they, and `memory`, may be changed in place."""
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """What it must see of the training data before the first step; None for nothing.
+
+        Until then, and where nothing trains it, it stands at its initial values.
+        """
+        return None
+
+    def settle(self, sites: Sequence[Found], memory: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Sets leaves and `memory` in place from what was seen, once, before the first step."""
 
     def stored(self) -> Method:
         """The method that an artefact names: itself, or the plain form that `collapse` yields."""

@@ -3,15 +3,16 @@
 A method may draw its leaves anew in every step (`sample`), ask for an extra loss (`penalty`), train
 leaves at rates of their own (`rate`), and act on two events of a step: when the gradients are there
 (`on_gradients`) and when the leaves were moved (`on_step`). What it must remember from step to step
-are named tensors (`remember`), which a checkpoint holds. The training loop knows none of it but the
-events, and every slot has memory and draws of its own.
+are named tensors (`remember`), which a checkpoint holds. Before the first step it may look at rows
+of the training data (`wanted`) and set its leaves from what was seen (`settle`). The training loop
+knows none of it but the events, and every slot has memory and draws of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +26,18 @@ if TYPE_CHECKING:
     from deltatune.core.delta import Delta
     from deltatune.core.method import Method
 
-__all__ = ["Draws", "Held", "Moment", "Policies", "penalty", "rate_factors", "sampled"]
+__all__ = [
+    "Draws",
+    "Found",
+    "Held",
+    "Kind",
+    "Moment",
+    "Policies",
+    "Wanted",
+    "penalty",
+    "rate_factors",
+    "sampled",
+]
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,41 @@ class Moment:
     step: int
     done: float
     draws: Draws
+
+
+Kind = Literal["inputs", "gradients", "squares"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a method wants to see before the first step.
+
+    Attributes:
+        kind: "inputs": of each site the mean of x xᵀ over all tokens that it reads, [inputs,
+            inputs]; "gradients": of each site the gradient of the mean loss with respect to its
+            weight, [outputs, inputs]; "squares": of each trained leaf the mean over rows of the
+            squared gradient of a row's loss. The first two are for the `weight` face.
+        rows: how many rows of the training data, in the order in which they are trained on first;
+            all of them where there are fewer.
+    """
+
+    kind: Kind
+    rows: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was seen at a site. Changes of the values in place act on the delta.
+
+    Attributes:
+        site: where.
+        values: the trained and fixed leaves by name, detached.
+        seen: "inputs" or "gradients" to what was collected; of "squares" leaf names.
+    """
+
+    site: Site
+    values: Mapping[str, Tensor]
+    seen: Mapping[str, Tensor]
 
 
 class Policies:

@@ -15,6 +15,7 @@ from deltatune.core.delta import Delta
 from deltatune.core.errors import StateError
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.policy import Policies, penalty, rate_factors
+from deltatune.core.survey import Survey, surveys
 
 __all__ = ["Run", "SlotRun"]
 
@@ -93,6 +94,10 @@ class Run(nn.Module):
     def policies(self) -> Policies:
         """What the methods do on the events of a step, at its beginning."""
         return Policies(self.delta, self.trained_slots())
+
+    def surveys(self) -> list[Survey]:
+        """What the methods must see before the first step, where they stand as they were drawn."""
+        return surveys(self.delta, self.trained_slots())
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Every leaf of every slot, for a checkpoint."""

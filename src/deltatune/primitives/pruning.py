@@ -15,7 +15,7 @@ from deltatune.core.policy import Held, Moment
 from deltatune.core.select import Difference, Form
 from deltatune.core.site import Site
 
-__all__ = ["Pruned", "best"]
+__all__ = ["Pruned", "best", "entries"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Pruned:
 
     def remember(self, sites: Sequence[Held]) -> Mapping[str, Tensor]:
         """Score and mask of each leaf, and whether the turn is behind."""
-        values = {name: value for name, value, _ in _leaves(sites)}
+        values = {name: value for name, value, _ in entries(sites)}
         scores = {f"{name}.score": torch.zeros_like(value) for name, value in values.items()}
         kept = {
             f"{name}.kept": torch.ones_like(value, dtype=torch.bool)
@@ -77,12 +77,12 @@ class Pruned:
     ) -> bool:
         """Observes; at the turn chooses and begins anew; what is not kept gets no gradient."""
         turns = not memory["turned"] and moment.done >= self.turn
-        for name, value, gradient in _leaves(sites):
+        for name, value, gradient in entries(sites):
             if not memory["turned"]:
                 self.observe(memory[f"{name}.score"], value, gradient)
         if turns:
             self._choose(sites, memory)
-        for name, _, gradient in _leaves(sites):
+        for name, _, gradient in entries(sites):
             # The gradients of the turn are those of values that are no longer there.
             gradient.zero_() if turns else gradient.mul_(memory[f"{name}.kept"])
         return turns
@@ -90,12 +90,12 @@ class Pruned:
     def on_step(self, sites: Sequence[Held], memory: Mapping[str, Tensor], moment: Moment) -> None:
         """Holds at zero what does not move: decay and momentum would move it."""
         held = self.burning and not memory["turned"]
-        for name, value, _ in _leaves(sites):
+        for name, value, _ in entries(sites):
             value.zero_() if held else value.mul_(memory[f"{name}.kept"])
 
     def _choose(self, sites: Sequence[Held], memory: Mapping[str, Tensor]) -> None:
         memory["turned"].fill_(True)
-        leaves = list(_leaves(sites))
+        leaves = list(entries(sites))
         worth = [self.worth(memory[f"{name}.score"]).flatten() for name, *_ in leaves]
         if not self.per_tensor:
             sizes = [len(one) for one in worth]
@@ -115,7 +115,7 @@ def best(worth: Tensor, share: float) -> Tensor:
     return chosen
 
 
-def _leaves(sites: Sequence[Held]) -> Iterator[tuple[str, Tensor, Tensor]]:
+def entries(sites: Sequence[Held]) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, value and gradient of each leaf; once for a leaf that several sites share."""
     seen = set[int]()
     for number, held in enumerate(sites):

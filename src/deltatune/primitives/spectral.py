@@ -6,19 +6,18 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from deltatune.core.leaf import Leaf, fixed, given
-from deltatune.core.method import ReviewCategory
+from deltatune.core.leaf import Leaf, fixed, given, zeros
 from deltatune.core.site import Site
 from deltatune.core.storage import wide
 from deltatune.primitives.low_rank import LowRank
 
-__all__ = ["Decomposition", "Spectral", "balanced", "triplets"]
+__all__ = ["Decomposition", "Recentred", "Spectral", "balanced", "triplets"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,21 +78,48 @@ def balanced(W: Tensor, kept: slice, scale: float) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spectral(LowRank, abc.ABC):
+class Recentred(LowRank):
+    """LoRA that counts from where it begins: W' = W + (alpha / rank) (B A - B0 A0).
+
+    B A - B0 A0 = (B - B0) A + B0 (A - A0), a product of rank 2 r, which is exactly zero as long as
+    nothing has moved. Without a start of its own A0 and B0 are zero, and this is LoRA.
+    """
+
+    count: ClassVar[str] = "r (i + d)"
+
+    def init(self, site: Site) -> Mapping[str, Leaf]:
+        """A and B, trained, as those of LoRA, and A0 and B0 of their shapes, untrained, zero.
+
+        Raises TargetError for a rank above the smaller width of the site.
+        """
+        trained = super().init(site)
+        start = {f"{n}0": replace(zeros(*leaf.shape), trained=False) for n, leaf in trained.items()}
+        return {**trained, **start}
+
+    def factors(self, p: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """[A; A - A0] and (alpha / rank) [B - B0, B0]."""
+        A = torch.cat([p["A"], p["A"] - p["A0"]], dim=-2)
+        B = torch.cat([p["B"] - p["B0"], p["B0"]], dim=-1)
+        return A, self.scale * B
+
+    def begin(self, p: Mapping[str, Tensor], A: Tensor, B: Tensor) -> None:
+        """Writes a start into the leaves."""
+        for name, value in {"A": A, "B": B, "A0": A, "B0": B}.items():
+            p[name].copy_(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectral(Recentred, abc.ABC):
     """LoRA whose factors begin in the weight: W' = W + (alpha / rank) (B A - B0 A0).
 
     The authors take the start B0 A0 out of W; here W stays, and the start is kept beside what is
-    trained. B A - B0 A0 = (B - B0) A + B0 (A - A0), a product of rank 2 r, which is exactly zero
-    as long as nothing has moved.
+    trained.
 
     Attributes:
         alpha: with that of the authors, the rank, the product is scaled by one.
     """
 
     alpha: float = 8.0
-
-    review_category: ClassVar[ReviewCategory] = "reparameterised"
-    count: ClassVar[str] = "r (i + d)"
 
     @abc.abstractmethod
     def start(self, W: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,15 +131,11 @@ class Spectral(LowRank, abc.ABC):
         Raises TargetError for a rank above the smaller width of the site.
         """
         drawn = Decomposition(site, self._parts)
-        shapes = {name: leaf.shape for name, leaf in super().init(site).items()}
-        trained = {name: drawn.leaf(name, *shape) for name, shape in shapes.items()}
-        return trained | {f"{n}0": drawn.fixed(f"{n}0", *shape) for n, shape in shapes.items()}
-
-    def factors(self, p: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """[A; A - A0] and (alpha / rank) [B - B0, B0]."""
-        A = torch.cat([p["A"], p["A"] - p["A0"]], dim=-2)
-        B = torch.cat([p["B"] - p["B0"], p["B0"]], dim=-1)
-        return A, self.scale * B
+        leaves = super().init(site)
+        return {
+            name: (drawn.leaf if leaf.trained else drawn.fixed)(name, *leaf.shape)
+            for name, leaf in leaves.items()
+        }
 
     def _parts(self, W: Tensor) -> Mapping[str, Tensor]:
         A, B = self.start(W)

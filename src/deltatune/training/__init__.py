@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from deltatune.training.loop import fit
     from deltatune.training.progress import Progress, choose_progress
     from deltatune.training.state import Evaluation, Result
+    from deltatune.training.surveying import survey
     from deltatune.training.trainable import Trainable
     from deltatune.training.trunk_cache import TrunkCache
 
@@ -38,6 +39,7 @@ __all__ = [
     "fit",
     "fit_many",
     "parse",
+    "survey",
 ]
 
 _HOMES = {
@@ -50,6 +52,7 @@ _HOMES = {
     "Job": "many",
     "fit": "loop",
     "fit_many": "many",
+    "survey": "surveying",
 }
 
 

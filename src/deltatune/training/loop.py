@@ -33,6 +33,7 @@ from deltatune.training.sampler import Sampler
 from deltatune.training.settings import Settings
 from deltatune.training.state import Ending, Evaluation, Result, RunState
 from deltatune.training.step import Collate, StepTaker, Taken
+from deltatune.training.surveying import survey
 from deltatune.training.trainable import Trainable
 from deltatune.training.trunk_cache import TrunkCache
 
@@ -186,6 +187,15 @@ class Loop:
                 return
         self.log.cut(0)
         self.log.write("start", **self.identity)
+        survey(
+            self.taker.run,
+            self.taker.rows,
+            self.taker.collate,
+            precision=self.taker.settings.precision,
+            order=self.state.sampler.first,
+            policies=self.state.policies,
+            progress=self.progress,
+        )
         self._save()
 
     def run_to_end(self) -> Result:

@@ -66,6 +66,11 @@ class Sampler:
         """The number of batches of one epoch."""
         return -(-self._count // self._batch_size)
 
+    def first(self, count: int) -> list[int]:
+        """The rows of the first epoch in their order, so many at most."""
+        args = (self._count, self._batch_size, self._seed, 0, self._lengths)
+        return [row for batch in epoch_batches(*args) for row in batch][:count]
+
     def restore(self, epoch: int, index: int) -> None:
         """Goes to a place; the following batches are those that followed it before."""
         self.epoch, self.index = epoch, index

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from deltatune.core.policy import Policies
+from deltatune.core.survey import Survey
 
 __all__ = ["Trainable"]
 
@@ -44,6 +45,9 @@ class Trainable(Protocol):
 
     def policies(self) -> Policies:
         """What happens on the events of a step beside the optimiser."""
+
+    def surveys(self) -> Sequence[Survey]:
+        """What must be seen of the training data before the first step."""
 
     def set_step(self, step: int) -> None:
         """Called before each forward pass, with its number from 0; dropout is keyed by it.
