@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from deltatune.core.host import host_of
 from deltatune.core.text import Text
 from deltatune.methods import Invertible, ReFT
 from deltatune.methods.reft import _orthonormal
-from deltatune.testing.case import Case, close, move, named_gradients
+from deltatune.testing.case import Case, close, marks, move, named_gradients
 from deltatune.testing.families import FAMILIES
 
 SPECIAL = " ".join(map(str, range(2, 60)))
@@ -501,23 +500,25 @@ def test_a_mask_of_pairs_is_refused() -> None:
             model(input_ids=ids, attention_mask=pairs)
 
 
-def refused(method: str, family: str) -> Callable[[], Any]:
-    model = FAMILIES[family].build()
-    api.attach(model, method)
-    return lambda: model(**FAMILIES[family].batch())
+def test_virtual_tokens_in_front_of_a_text_that_is_read_are_refused_at_once() -> None:
+    model = FAMILIES["llama"].build().requires_grad_(False)
+    before = marks(model)
+    for first, second in (("tiny_attention", "prompt(length=2)"), ("prompt(length=2)", "reft")):
+        with pytest.raises(UnsupportedError, match="reads the text of the decoder, in front"):
+            api.attach(model, f"{first} + {second}")
+        assert marks(model) == before
+        kept = api.attach(model, first)
+        with pytest.raises(UnsupportedError, match="in front of which prompt puts"):
+            api.attach(model, second)
+        kept.detach()
+    assert marks(model) == before
 
 
-@pytest.mark.parametrize(
-    ("method", "family"),
-    [
-        ("tiny_attention + prompt(length=2)", "llama"),
-        ("tiny_attention(at='pooler')", "bert"),
-    ],
-)
-def test_other_tokens_than_those_of_the_text_are_refused(method: str, family: str) -> None:
-    call = refused(method, family)
-    with pytest.raises(UnsupportedError, match="Packed rows and virtual tokens"):
-        call()
+def test_other_tokens_than_those_of_the_text_are_refused() -> None:
+    model = FAMILIES["bert"].build()
+    api.attach(model, "tiny_attention(at='pooler')")
+    with pytest.raises(UnsupportedError, match="what a pooler or an expert"):
+        model(**FAMILIES["bert"].batch())
 
 
 def test_embeddings_name_no_special_tokens() -> None:

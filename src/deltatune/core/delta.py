@@ -24,7 +24,7 @@ from deltatune.core.merging import Kept, merge, unmerge
 from deltatune.core.per_thread import PerThread
 from deltatune.core.rows import Rows
 from deltatune.core.seam import SEAMS
-from deltatune.core.text import follow, forget
+from deltatune.core.text import check_unread, follow, forget
 
 __all__ = ["Delta", "attach", "deltas_of"]
 
@@ -271,6 +271,7 @@ class Delta(nn.Module):
             if link.site.entry is not None:
                 host.chain(link.site.entry[1]).entries.append(link)
         follow(host, [link for link in self.links if link.method.reads()])
+        check_unread(host)
 
     def detach(self) -> None:
         """Takes the delta off the model; in any order, and after the last one the model is as it

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from deltatune.core.host import Host
     from deltatune.core.link import Link
 
-__all__ = ["Text", "TextReader", "follow", "forget", "token_stack"]
+__all__ = ["Text", "TextReader", "check_unread", "follow", "forget", "token_stack"]
 
 _IGNORED = -100  # the label of a token that is not asked for
 _FUNCTION = "_gradient_checkpointing_func"  # of modules of transformers
@@ -195,8 +195,8 @@ class TextReader:
         if y.shape[:2] != text.prompt.shape:
             raise UnsupportedError(
                 f"{name} reads the text [rows, tokens] {tuple(text.prompt.shape)}, and its module "
-                f"gives {tuple(y.shape)}. Packed rows and virtual tokens (prompt) change the "
-                "tokens; a pooler or an expert has others. Leave one of the two out."
+                f"gives {tuple(y.shape)}. Packed rows have other tokens, and so has what a pooler "
+                "or an expert gives. Leave one of the two out."
             )
         return text
 
@@ -262,6 +262,21 @@ def follow(host: Host, links: Sequence[Link]) -> None:
             chain.arounds.insert(int(host.opens(chain.module)), reader)
         reader.links.append(link)
         link.reader = reader
+
+
+def check_unread(host: Host) -> None:
+    """Raises UnsupportedError if a delta puts virtual tokens in front of a text that one reads."""
+    for lengthening in (link for delta in host.deltas for link in delta.links):
+        if lengthening.method.face != "embed":
+            continue
+        for around in host.chain(lengthening.site.module).arounds:
+            if isinstance(around, TextReader):
+                reading = around.links[0]
+                raise UnsupportedError(
+                    f"{reading.method.name} reads the text of the {reading.site.stack}, in front "
+                    f"of which {lengthening.method.name} puts virtual tokens. Leave one of the two "
+                    "out, or put them on different stacks."
+                )
 
 
 def _stack_of(host: Host, link: Link) -> str | None:

@@ -30,7 +30,7 @@ def pair(first: str, second: str, family: str, *, seed: int = 0) -> str:
 
     Returns:
         MERGED; SUMMED where a part acts on activations or merging is refused; or the sentence with
-        which the pair is refused, when it is attached or by its first forward.
+        which the pair is refused.
 
     Raises:
         AssertionError: a promise is broken.
@@ -39,10 +39,10 @@ def pair(first: str, second: str, family: str, *, seed: int = 0) -> str:
     model = case.model()
     try:
         delta = api.attach(model, case.expression)
-        move(delta, seed)
-        live = case.logits(model)
     except DeltatuneError as error:
         return str(error)
+    move(delta, seed)
+    live = case.logits(model)
     assert live.isfinite().all(), "the output is not finite"
     parts = [part.key for part in delta.parts]
     torch.autograd.backward(case.kin.logits(model, case.kin.batch()).square().sum())
