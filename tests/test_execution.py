@@ -59,6 +59,28 @@ def test_the_seed_orders_the_rows_too() -> None:
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_stages_have_a_budget_and_a_rate_each_and_go_on_from_where_they_are(
+    tmp_path: Path,
+) -> None:
+    method = "prompt(length=2) >> bitfit"
+    plain = Settings(evaluation_every=2, per_device_batch_size=4, checkpoint_every=2)
+    staged = cell(method, 1e-3).model_copy(update={"settings": plain})
+    (found,) = api.train_many([staged], folder=tmp_path)
+    assert isinstance(found, CellResult) and found.steps == 8
+    folder = tmp_path / staged.id
+    rates = []
+    for run in ("run-1", "run-2"):
+        lines = map(json.loads, (folder / run / "log.jsonl").read_text().splitlines())
+        steps = [line for line in lines if line["event"] == "step"]
+        assert len(steps) == 4
+        rates.append(steps[0]["learning_rate"])
+    assert rates[0] > rates[1] > 0
+    assert api.evaluate(folder / "delta", options=FEW)["scores"] == found.scores
+    shutil.rmtree(folder / "run-2")  # as if it had been cut off between the stages
+    (again,) = api.train_many([staged], folder=tmp_path)
+    assert isinstance(again, CellResult) and again.scores == found.scores
+
+
 def test_many_cells_end_as_each_would_alone(tmp_path: Path) -> None:
     cells = [cell("lora(rank=2)", 1e-3), cell("lora(rank=2)", 3e-3, 1), cell("lora(rank=2)", 1e-2)]
     cells += [cell("bitfit", 1e-3), cell("full", 1e-4), cell("lora(rank=2)", 1e38, 2)]

@@ -146,7 +146,7 @@ def test_bits_below_the_parameters_precision_are_kept(tmp_path: Path) -> None:
 
     def fresh() -> RunState:
         optimiser = torch.optim.AdamW([parameter], lr=0.1)
-        return RunState.begin(Sampler(4, 2, 0), optimiser)
+        return RunState.begin(Sampler(4, 2, 0), optimiser, StandIn().policies())
 
     state, other = fresh(), fresh()
     state.optimiser.state[parameter].update({"exp_avg": moment, "step": 3, "nothing": None})

@@ -20,6 +20,7 @@ from deltatune.core.delta import Delta, attach
 from deltatune.core.errors import ConfigurationError, UnsupportedError
 from deltatune.core.grammar import Expression, build
 from deltatune.core.storage import storage_of
+from deltatune.core.whole import identity
 
 __all__ = ["Composed", "as_delta", "expression_of", "write"]
 
@@ -73,9 +74,11 @@ def as_delta(change: Change, *, rank: int | None = None) -> Composed:
     ranks: dict[str, int | None] = {}
     dropped: dict[str, float] = {}
     wholes: dict[str, float] = {}
+    tied = _tied(change)
     for name, part in change.parts.items():
         parts[name], ranks[name], dropped[name] = part, None, 0.0
-        cut = _truncated(part, rank) if _is_linear(change.model, name) else None
+        apart = _is_linear(change.model, name) and name not in tied
+        cut = _truncated(part, rank) if apart else None
         if cut is not None and cut.product.numel < _entries(part):
             parts[name], ranks[name], dropped[name] = cut.product, cut.product.rank, cut.dropped
         wholes[name] = float(torch.linalg.vector_norm(change[name])) if cut is None else cut.whole
@@ -131,14 +134,27 @@ def write(delta: Delta, change: Change, slot: int = 0) -> None:
                 values[names["B"]] = functional.pad(B, (0, missing))
                 continue
             for own, full in names.items():
-                difference = change[f"{site.path}.{own}"]
+                name = f"{site.path}.{own}"
+                # A difference acts at every place that a tied parameter has.
+                difference = change[name] if name in change else torch.zeros(site.shape(own) or ())
                 if full in values and not values[full].equal(difference):
                     raise UnsupportedError(
-                        f"{site.path}.{own} is tied to a parameter for which the change asks "
+                        f"{name} is tied to a parameter for which the change asks "
                         "something else. Compose deltas of one of the two places only."
                     )
                 values[full] = difference
     delta.bank.write(slot, values)
+
+
+def _tied(change: Change) -> set[str]:
+    """The names of parameters that the change names twice, as they are tied."""
+    names: dict[int, list[str]] = {}
+    for name in change:
+        path, _, own = name.rpartition(".")
+        module = change.model.get_submodule(path)
+        if module._parameters.get(own) is not None:
+            names.setdefault(identity(module, own), []).append(name)
+    return {name for same in names.values() if len(same) > 1 for name in same}
 
 
 def _is_linear(model: nn.Module, name: str) -> bool:

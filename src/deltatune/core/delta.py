@@ -57,6 +57,8 @@ class Delta(nn.Module):
         self.parts = tuple(parts)
         self.seeds = tuple(seeds)
         self.name = str(expressions[0])
+        self.stage: int | None = None
+        self.stages = [self.expression.stage_of(place) for place in range(len(parts))]
         self._enabled = PerThread(True)
         self.merged_slot: int | None = None
         self.__dict__["kept_weights"] = {}
@@ -77,8 +79,8 @@ class Delta(nn.Module):
                 leaves, len(seeds), torch.device("cpu") if device.type == "meta" else device
             )
         self.links = [
-            Link(self, part.key, part.method.at_site(site), site, names, forms)
-            for part in parts
+            Link(self, part.key, stage, part.method.at_site(site), site, names, forms)
+            for stage, part in zip(self.stages, parts, strict=True)
             for site, names, forms in zip(part.sites, part.names, part.forms, strict=True)
         ]
         self.training = False
@@ -227,6 +229,12 @@ class Delta(nn.Module):
     def is_frozen(self, slot: int) -> bool:
         """Whether a slot is out of training."""
         return not self.bank.slots[slot].requires_grad
+
+    def trains(self, stage: int | None) -> bool:
+        """Whether what belongs to a stage is trained just now. `delta.stage` is the one that is;
+        those behind it do not act yet, and those before it act and stay as they are.
+        """
+        return self.stage is None or stage is None or stage == self.stage
 
     def step_of(self, slot: int) -> int:
         """The number of the step that a slot takes: its draws depend on it."""

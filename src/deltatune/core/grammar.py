@@ -1,5 +1,6 @@
 """The grammar of methods: one strict text for Python, YAML and the shell.
 
+    stages     := expression (">>" expression)*
     expression := term (("+" | "-") term)*
     term       := [number "*"] method | [number "*"] "(" expression ")"
     method     := name | name "(" [argument ("," argument)*] ")"
@@ -17,8 +18,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +33,16 @@ __all__ = ["Expression", "build", "parse", "render", "split_methods"]
 
 @dataclass(frozen=True)
 class Expression:
-    """One method, or several that act at the same time."""
+    """One method, or several that act at the same time.
+
+    Attributes:
+        methods: in the order in which they are attached.
+        stages: how many of them are trained in each stage, where they are trained one after the
+            other; empty where all are trained at once. A head is trained in every stage.
+    """
 
     methods: tuple[Method, ...]
+    stages: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, value: str | Method | Expression) -> Expression:
@@ -54,13 +63,11 @@ class Expression:
         if target is None:
             return self
         placed = ("control", "head")  # they know their one place
-        return Expression(
-            tuple(
-                method
-                if method.at is not None or method.category in placed
-                else dataclasses.replace(method, at=target)
-                for method in self.methods
-            )
+        return self._with(
+            method
+            if method.at is not None or method.category in placed
+            else dataclasses.replace(method, at=target)
+            for method in self.methods
         )
 
     @property
@@ -70,16 +77,45 @@ class Expression:
 
     def without_slot_fields(self) -> Expression:
         """The same with what may differ between the slots of one bank at its default."""
-        return Expression(tuple(map(_without_slot_fields, self.methods)))
+        return self._with(map(_without_slot_fields, self.methods))
+
+    def stage_of(self, place: int) -> int | None:
+        """The stage in which a method is trained, counted from 0; None for all stages."""
+        if not self.stages or self.methods[place].category == "head":
+            return None
+        ends = itertools.accumulate(self.stages)
+        return next(stage for stage, end in enumerate(ends) if place < end)
+
+    def of_stage(self, stage: int) -> tuple[Method, ...]:
+        """The methods that are trained in a stage, heads aside."""
+        return tuple(m for k, m in enumerate(self.methods) if self.stage_of(k) == stage)
+
+    def _with(self, methods: Iterable[Method]) -> Expression:
+        """The same stages of other methods."""
+        return Expression(tuple(methods), self.stages)
 
     def __add__(self, other: str | Method | Expression) -> Expression:
-        return Expression(self.methods + Expression.of(other).methods)
+        other = Expression.of(other)
+        if not self.stages and not other.stages:
+            return Expression(self.methods + other.methods)
+        if other.stages or any(method.category != "head" for method in other):
+            raise ConfigurationError(
+                f"({self}) + ({other}) does not say when the sum is trained. Add within a stage: "
+                "a >> (b + c)."
+            )
+        last = self.stages[-1] + len(other.methods)
+        return Expression(self.methods + other.methods, (*self.stages[:-1], last))
+
+    def __rshift__(self, other: str | Method | Expression) -> Expression:
+        other = Expression.of(other)
+        both = (one.stages or (len(one.methods),) for one in (self, other))
+        return Expression(self.methods + other.methods, tuple(itertools.chain(*both)))
 
     def __sub__(self, other: str | Method | Expression) -> Expression:
         return self + -1.0 * Expression.of(other)
 
     def __mul__(self, strength: float) -> Expression:
-        return Expression(tuple(strength * method for method in self.methods))
+        return self._with(strength * method for method in self.methods)
 
     __rmul__ = __mul__
 
@@ -90,7 +126,10 @@ class Expression:
         return iter(self.methods)
 
     def __str__(self) -> str:
-        return " + ".join(map(render, self.methods))
+        methods = iter(self.methods)
+        sizes = self.stages or (len(self.methods),)
+        groups = [" + ".join(map(render, itertools.islice(methods, size))) for size in sizes]
+        return " >> ".join(groups)
 
 
 def _without_slot_fields(method: Method) -> Method:
@@ -125,7 +164,9 @@ def build(name: str, arguments: Mapping[str, Any]) -> Method:
 
 def parse(text: str) -> Expression:
     """Reads an expression. Raises ConfigurationError with the place where the text goes wrong."""
-    return Expression(tuple(_methods(_tree(text, text.strip()), text)))
+    stages = [tuple(_methods(one, text)) for one in _stages(_tree(text, text.strip()))]
+    methods = tuple(itertools.chain(*stages))
+    return Expression(methods, tuple(map(len, stages)) if len(stages) > 1 else ())
 
 
 def split_methods(text: str) -> tuple[str, ...]:
@@ -153,8 +194,22 @@ def _tree(text: str, source: str) -> ast.expr:
         ) from None
 
 
+def _stages(node: ast.expr) -> Iterator[ast.expr]:
+    match node:
+        case ast.BinOp(left=left, op=ast.RShift(), right=right):
+            yield from _stages(left)
+            yield from _stages(right)
+        case _:
+            yield node
+
+
 def _methods(node: ast.expr, text: str) -> Iterator[Method]:
     match node:
+        case ast.BinOp(op=ast.RShift()):
+            raise ConfigurationError(
+                f"In {text!r} a '>>' stands within a sum or a product. Stages are outermost: "
+                "a >> (b + c) >> d."
+            )
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             yield from _methods(left, text)
             yield from _methods(right, text)

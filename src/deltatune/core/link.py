@@ -34,6 +34,7 @@ class Link:
 
     Attributes:
         part: the prefix of its leaves; see `layout`.
+        stage: in which it is trained; None for every one.
         names: the method's leaf names to the bank's.
         forms: of a `select` method, the parameters it tunes at this site.
         entry_input: what the entry module of a span was first called with; None outside of a
@@ -43,6 +44,7 @@ class Link:
 
     delta: Delta
     part: str
+    stage: int | None
     method: Method
     site: Site
     names: Mapping[str, str]
@@ -53,7 +55,10 @@ class Link:
     @property
     def live(self) -> bool:
         """Whether it acts just now; what is merged acts through the weights."""
-        return self.delta.enabled and not self.delta.merged
+        return self.delta.enabled and not self.delta.merged and not self._awaits(self.delta.stage)
+
+    def _awaits(self, stage: int | None) -> bool:
+        return stage is not None and self.stage is not None and stage < self.stage
 
     @property
     def adds_bias(self) -> bool:
@@ -87,6 +92,8 @@ class Link:
             return {}
         held = bank.stacked(dtype, rows.order, {} if self.delta.routed is None else rows.kept)
         leaves = {name: held[key] for name, key in self.names.items()}
+        if not self.delta.trains(self.stage):
+            leaves = {name: leaf.detach() for name, leaf in leaves.items()}
         if not (self.method.has_sample() and self.delta.dropping):
             return leaves
         draws = [Draws(self.delta.seeds[slot], self.delta.step_of(slot)) for slot in rows.order]

@@ -320,6 +320,11 @@ class Method(abc.ABC):
 
         return Expression.of(self) + other
 
+    def __rshift__(self, other: Method | Expression) -> Expression:
+        from deltatune.core.grammar import Expression
+
+        return Expression.of(self) >> other
+
     def __sub__(self, other: Method | Expression) -> Expression:
         from deltatune.core.grammar import Expression
 

@@ -24,6 +24,7 @@ from deltatune.core.site import Site
 
 if TYPE_CHECKING:
     from deltatune.core.delta import Delta
+    from deltatune.core.layout import Part
     from deltatune.core.method import Method
 
 __all__ = [
@@ -134,7 +135,7 @@ class Policies:
 
     def __init__(self, delta: Delta, slots: Sequence[int]) -> None:
         self.delta = delta
-        acting = [part for part in delta.parts if part.method.has_policy()]
+        acting = [part for part in _trained(delta) if part.method.has_policy()]
         self.acting = {(slot, part.key): part.method for slot in slots for part in acting}
         self.memory = {
             key: dict(method.remember(self._held(*key))) for key, method in self.acting.items()
@@ -190,9 +191,15 @@ class Policies:
         ]
 
 
+def _trained(delta: Delta) -> list[Part]:
+    """The parts that are trained just now."""
+    both = zip(delta.stages, delta.parts, strict=True)
+    return [part for stage, part in both if delta.trains(stage)]
+
+
 def penalty(delta: Delta, slots: Sequence[int]) -> Tensor | None:
     """What the methods of a delta add to the loss of some slots; None where they add nothing."""
-    methods = {part.key: part.method for part in delta.parts if part.method.has_penalty()}
+    methods = {part.key: part.method for part in _trained(delta) if part.method.has_penalty()}
     terms: list[Tensor] = []
     for slot in slots if methods else ():
         held = delta.bank.read(slot)
@@ -205,16 +212,18 @@ def penalty(delta: Delta, slots: Sequence[int]) -> Tensor | None:
 
 
 def rate_factors(delta: Delta) -> tuple[tuple[int, int, float], ...]:
-    """Which entries of the bank's rows train at a rate of their own: (start, stop, factor)."""
+    """Which entries of the bank's rows train at a rate of their own: (start, stop, factor). That of
+    parts of other stages is 0: not a bit of them moves.
+    """
     if isinstance(delta.bank, InPlaceBank):
         return ()
-    methods = {part.key: part.method for part in delta.parts}
+    methods = {part.key: part.method for part in _trained(delta)}
     found: list[tuple[int, int, float]] = []
     stop = 0
     for name, size in zip(delta.bank.trained, delta.bank.sizes, strict=True):
         start, stop = stop, stop + size
         part, *_, leaf = name.split("/")
-        factor = methods[part].rate(leaf)
+        factor = methods[part].rate(leaf) if part in methods else 0.0
         if factor != 1.0:
             found.append((start, stop, factor))
     return tuple(found)

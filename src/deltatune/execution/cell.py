@@ -10,6 +10,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -26,6 +27,7 @@ from deltatune.training.loop import fit
 from deltatune.training.many import Job, Outcome, fit_many
 from deltatune.training.memory import VALUES_AND_TRAINING, largest_count
 from deltatune.training.progress import Progress
+from deltatune.training.state import Result
 from deltatune.training.trunk_cache import TrunkCache
 
 __all__ = ["Told", "attached", "execute", "execute_together", "shared_base"]
@@ -59,31 +61,53 @@ def execute(
     model = ready.backbone.model
     with attached(attach(model, ready.expression, seed=cell.seed)) as delta:
         ready.begin()
-        result = fit(
-            Run(delta),
-            ready.encoding.rows,
-            ready.collate,
-            settings=ready.settings,
-            budget=parse_budget(cell.budget),
-            validate=ready.validate,
-            metric=ready.task.metric,
-            folder=ready.run_folder,
-            progress=progress,
-            trunk_cache=None if ready.expression.in_place else trunk_cache,
-        )
+        result = _fit_stages(ready, delta, progress, trunk_cache)
         memory = result.peak_device_memory or result.peak_memory
         return ready.finish(delta, result, seconds=time.perf_counter() - started, memory=memory)
+
+
+def _fit_stages(
+    ready: Prepared, delta: Delta, progress: Progress | None, trunk_cache: TrunkCache | None
+) -> Result:
+    """Trains a delta, one stage after the other where it has any: each with the whole budget, and
+    an optimiser and a schedule of its own. What lies below changes from stage to stage, so that
+    nothing of it is cached.
+
+    Returns what the last stage has measured, with the steps and seconds of all.
+    """
+    stages = [*range(len(ready.expression.stages))] or [None]
+    cached = None if ready.expression.in_place or len(stages) > 1 else trunk_cache
+    results = []
+    for stage in stages:
+        delta.stage = stage
+        results.append(
+            fit(
+                Run(delta),
+                ready.encoding.rows,
+                ready.collate,
+                settings=ready.settings_of(stage),
+                budget=parse_budget(ready.cell.budget),
+                validate=ready.validate,
+                metric=ready.task.metric,
+                folder=ready.run_folder(stage),
+                progress=progress,
+                trunk_cache=cached,
+            )
+        )
+    delta.stage = None
+    steps, seconds = (sum(getattr(one, n) for one in results) for n in ("steps", "seconds"))
+    return replace(results[-1], steps=steps, seconds=seconds)
 
 
 def shared_base(cell: Cell) -> str | None:
     """Names the base with its deltas that a cell needs: cells of one name can be trained together.
 
-    None for a cell that must be alone: it trains the backbone itself, or with its dropout, or says
-    how many tokens a pass may have.
+    None for a cell that must be alone: it trains the backbone itself, or with its dropout, or in
+    stages, or says how many tokens a pass may have.
     """
     expression = parse(cell.method).at(cell.at)
     alone = cell.settings.base_dropout or cell.settings.tokens_per_pass is not None
-    if alone or expression.in_place:
+    if alone or expression.in_place or expression.stages:
         return None
     kept = cell.options.get("dtype"), cell.options.get("quantise")
     base = cell.backbone, cell.revision, _width(cell.task), *kept
@@ -170,7 +194,7 @@ def _job(ready: Prepared) -> Job:
         parse_budget(ready.cell.budget),
         ready.validate,
         ready.task.metric,
-        ready.run_folder,
+        ready.run_folder(),
         ready.cell.seed,
         ready.expression,
     )

@@ -73,10 +73,18 @@ class Prepared:
         }
         return self.cell.settings.model_copy(update=known)
 
-    @property
-    def run_folder(self) -> Path | None:
-        """Where its checkpoints are."""
-        return None if self.folder is None else self.folder / "run"
+    def settings_of(self, stage: int | None) -> Settings:
+        """Those of a stage: without a rate of the cell's, at that of its own methods."""
+        if stage is None or self.cell.settings.learning_rate is not None:
+            return self.settings
+        rates = [method.learning_rate for method in self.expression.of_stage(stage)]
+        return self.settings.model_copy(update={"learning_rate": min(rates)})
+
+    def run_folder(self, stage: int | None = None) -> Path | None:
+        """Where the checkpoints are, of a stage."""
+        if self.folder is None:
+            return None
+        return self.folder / ("run" if stage is None else f"run-{stage + 1}")
 
     @property
     def collate(self) -> Collate:
