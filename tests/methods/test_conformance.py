@@ -49,6 +49,7 @@ CATALOGUE = (
     "hira(rank=3)",
     "hra(rank=4)",
     "ia3",
+    "increlora(rank=3, final_rank=2)",
     "kernel_mix(heads=4, rank=2, shared=1, at='attention.q | attention.output')",
     "intrinsic(dimension=300, at='block.linear | norm')",
     "krona",

@@ -229,6 +229,42 @@ def test_adalora_ends_with_its_budget() -> None:
     assert sum(int((one != 0).sum()) for one in kept) == len(kept)
 
 
+# ---- IncreLoRA
+
+
+def test_increlora_grows_to_its_budget_one_rank_behind_the_other() -> None:
+    _, run = a_run("bert", "increlora(rank=4, final_rank=2, every=2)")
+    delta, ranks = run.delta, []
+
+    def validate() -> Mapping[str, float]:
+        held = [v for name, v in delta.tensors().items() if name.endswith("/E")]
+        for value in held:  # those that are there, then one that waits, then none
+            assert not value[int((value != 0).sum()) :].any()
+        ranks.append(sum(int((value != 0).sum()) for value in held))
+        return {"score": 0.0}
+
+    settings = quick(schedule="constant", evaluation_every=1, keep_best=False)
+    rows = rows_for("bert")
+    fit(run, rows, collate, settings=settings, budget=Steps(30), validate=validate)
+    sites = len(delta.links)
+    assert ranks[2] == 2 * sites  # one, and one that waits
+    assert ranks[:20] == sorted(ranks[:20]) and ranks[-1] == 2 * sites
+
+
+def test_a_rank_that_comes_leaves_the_function_as_it_is() -> None:
+    model, run = a_run("bert", "increlora(rank=3, final_rank=3, every=1, begin=0.0, end=0.1)")
+    delta, batch = run.delta, FAMILIES["bert"].batch()
+    policies, random = Policies(delta, [0]), torch.Generator().manual_seed(0)
+    row = delta.bank.slots[0]
+    for step in range(3):
+        row.grad = torch.randn(row.shape, generator=random)
+        with torch.no_grad():
+            before = model(**batch).logits
+        policies.on_step(step, 0.4 * step)
+        with torch.no_grad():
+            torch.testing.assert_close(model(**batch).logits, before, rtol=0, atol=1e-4)
+
+
 # ---- Delta-LoRA
 
 
@@ -368,6 +404,8 @@ def test_memory_of_another_policy_is_refused() -> None:
     [
         ("adalora(final_rank=13)", "final_rank lies in 1 to rank=12"),
         ("adalora(begin=0.6, end=0.4)", "leave something between them"),
+        ("increlora(final_rank=17)", "final_rank lies in 1 to rank=16"),
+        ("increlora(end=0.0)", "end above 0"),
         ("dylora(lowest=0)", "lowest lies in 1 to rank=8"),
         ("delta_lora(dropout=0.1)", "takes no dropout"),
         ("lt_sft(share=0.0)", r"share lies in \(0, 1\]"),
