@@ -63,6 +63,8 @@ def test_a_sum_with_stages_does_not_say_when() -> None:
         ("prompt(length=2)", "lora(rank=2) + adapter(bottleneck=3)"),
         ("bitfit", "prefix(length=2)"),
         ("adalora(rank=2, final_rank=1, every=2)", "lt_sft(share=0.1)"),
+        ("lora(rank=2)", "fish(share=0.1, rows=4)"),
+        ("lora_ga(rank=2, rows=4)", "eva(rank=2, rows=4, at='ffn.up')"),
     ],
 )
 def test_stages_are_deltas_that_are_trained_one_after_the_other(first: str, second: str) -> None:

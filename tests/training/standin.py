@@ -93,7 +93,7 @@ class StandIn(nn.Module):
         return None
 
     def policies(self) -> Policies:
-        return Policies(SimpleNamespace(parts=(), stages=()), ())  # type: ignore[arg-type]
+        return Policies(SimpleNamespace(trained_parts=()), ())  # type: ignore[arg-type]
 
     def surveys(self) -> tuple[()]:
         return ()

@@ -236,6 +236,12 @@ class Delta(nn.Module):
         """
         return self.stage is None or stage is None or stage == self.stage
 
+    @property
+    def trained_parts(self) -> list[Part]:
+        """The parts that are trained just now."""
+        both = zip(self.stages, self.parts, strict=True)
+        return [part for stage, part in both if self.trains(stage)]
+
     def step_of(self, slot: int) -> int:
         """The number of the step that a slot takes: its draws depend on it."""
         return self.steps.get(slot, self.step)

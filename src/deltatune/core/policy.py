@@ -24,7 +24,6 @@ from deltatune.core.site import Site
 
 if TYPE_CHECKING:
     from deltatune.core.delta import Delta
-    from deltatune.core.layout import Part
     from deltatune.core.method import Method
 
 __all__ = [
@@ -135,7 +134,7 @@ class Policies:
 
     def __init__(self, delta: Delta, slots: Sequence[int]) -> None:
         self.delta = delta
-        acting = [part for part in _trained(delta) if part.method.has_policy()]
+        acting = [part for part in delta.trained_parts if part.method.has_policy()]
         self.acting = {(slot, part.key): part.method for slot in slots for part in acting}
         self.memory = {
             key: dict(method.remember(self._held(*key))) for key, method in self.acting.items()
@@ -191,15 +190,9 @@ class Policies:
         ]
 
 
-def _trained(delta: Delta) -> list[Part]:
-    """The parts that are trained just now."""
-    both = zip(delta.stages, delta.parts, strict=True)
-    return [part for stage, part in both if delta.trains(stage)]
-
-
 def penalty(delta: Delta, slots: Sequence[int]) -> Tensor | None:
     """What the methods of a delta add to the loss of some slots; None where they add nothing."""
-    methods = {part.key: part.method for part in _trained(delta) if part.method.has_penalty()}
+    methods = {part.key: part.method for part in delta.trained_parts if part.method.has_penalty()}
     terms: list[Tensor] = []
     for slot in slots if methods else ():
         held = delta.bank.read(slot)
@@ -217,7 +210,7 @@ def rate_factors(delta: Delta) -> tuple[tuple[int, int, float], ...]:
     """
     if isinstance(delta.bank, InPlaceBank):
         return ()
-    methods = {part.key: part.method for part in _trained(delta)}
+    methods = {part.key: part.method for part in delta.trained_parts}
     found: list[tuple[int, int, float]] = []
     stop = 0
     for name, size in zip(delta.bank.trained, delta.bank.sizes, strict=True):

@@ -33,13 +33,13 @@ __all__ = ["Survey", "surveys"]
 
 
 def surveys(delta: Delta, slots: list[int]) -> list[Survey]:
-    """What the methods of some slots want to see. Nothing of a slot that was trained or loaded: it
-    has its start already.
+    """What the methods of some slots that are trained just now want to see. Nothing of a slot that
+    was trained or loaded: it has its start already.
     """
     return [
         Survey(delta, slot, part, wanted)
         for slot in slots
-        for part in delta.parts
+        for part in delta.trained_parts
         if (wanted := part.method.wanted) is not None and _is_fresh(delta, slot, part)
     ]
 
