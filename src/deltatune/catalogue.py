@@ -20,6 +20,17 @@ _PRESETS: Mapping[str, Preset] = {
         """,
         aliases=("mix_and_match",),
     ),
+    "unipelt": Preset(
+        expression="gate(prefix(length=10), pfeiffer(bottleneck=48), lora(rank=8, alpha=8.0))",
+        text="""UniPELT: a prefix, an adapter and a LoRA, each times a gate σ(W x + b) from what its
+        site reads.
+
+        Mao et al. 2021, arXiv:2110.07577. The gate of a LoRA takes the place of alpha / rank. For
+        what differs from the authors' gates see `gate`; they train the prefix through an MLP of
+        512, which is `reparameterise=True`.
+        """,
+        aliases=("apl",),
+    ),
     "p_tuning_v2": Preset(
         expression="prefix(length=100)",
         text="""P-tuning v2: K' = [P_K; K], V' = [P_V; V] in every attention, without an MLP.

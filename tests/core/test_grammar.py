@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 from deltatune.core.grammar import Expression, parse, render, split_methods
 from deltatune.core.method import METHODS, Method
+from deltatune.core.mixer import Mixer
 from deltatune.methods.adapter import Adapter
 from deltatune.methods.lora import LoRA
 
 TEXT = st.text(st.sampled_from(string.ascii_letters + " '\"|\\.:*()[],+=é\n"), max_size=12)
+MIXERS = {name for name in METHODS if issubclass(METHODS[name], Mixer)}
 KINDS: dict[type, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     int: st.integers(-(10**6), 10**6),
@@ -30,11 +32,28 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
 @st.composite
 def methods(draw: st.DrawFn) -> Method:
     """A registered method with any values that it accepts."""
-    kind = METHODS[draw(st.sampled_from(sorted(METHODS)))]
+    kind = METHODS[draw(st.sampled_from(sorted(set(METHODS) - MIXERS)))]
+    return drawn(draw, kind)
+
+
+@st.composite
+def terms(draw: st.DrawFn) -> Expression:
+    """A method, or a mixer of some that it can weigh."""
+    if draw(st.booleans()):
+        return Expression.of(draw(methods()))
+    mixer = drawn(draw, METHODS[draw(st.sampled_from(sorted(MIXERS)))])
+    assert isinstance(mixer, Mixer)
+    try:
+        return mixer.over(*draw(st.lists(methods(), min_size=1, max_size=3)))
+    except ConfigurationError:
+        return type(mixer)().over("lora", "bitfit")
+
+
+def drawn(draw: st.DrawFn, kind: type[Method]) -> Method:
     hints = typing.get_type_hints(kind)
     arguments = {}
     for field in dataclasses.fields(kind):
-        if draw(st.booleans()):
+        if draw(st.booleans()) and field.name != "members":
             types = typing.get_args(hints[field.name]) or (hints[field.name],)
             arguments[field.name] = draw(st.one_of(*(KINDS[t] for t in types)))
     try:
@@ -44,12 +63,12 @@ def methods(draw: st.DrawFn) -> Method:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(methods(), min_size=1, max_size=4))
-def test_what_is_written_reads_the_same(made: list[Method]) -> None:
-    expression = Expression(tuple(made))
+@given(st.lists(terms(), min_size=1, max_size=4))
+def test_what_is_written_reads_the_same(made: list[Expression]) -> None:
+    expression = sum(made[1:], made[0])
     assert parse(str(expression)) == expression
     assert split_methods(", ".join([str(expression)] * 2)) == (str(expression),) * 2
-    assert sum(made[1:], Expression.of(made[0])) == expression
+    assert Expression(tuple(method for one in made for method in one)) == expression
 
 
 @settings(max_examples=150, deadline=None)

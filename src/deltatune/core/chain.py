@@ -22,6 +22,7 @@ from deltatune.core.calls import in_order, of_rows, parameter_names, read_first
 from deltatune.core.errors import UnsupportedError
 from deltatune.core.link import Link
 from deltatune.core.low_rank import followed, linear_with
+from deltatune.core.mixing import mixed
 from deltatune.core.quantised import Quantised
 from deltatune.core.rows import by_slot, spread
 from deltatune.core.site import Site
@@ -104,7 +105,7 @@ class Chain:
                 link.entry_input = args[0]
         for link in self.links:
             link.delta.check_recomputation()
-        links = [link for link in self.links if link.live]
+        links = [link for link in self.links if link.live and link.mixer is None]
         if not links:
             return self.base(*args, **kwargs)
         for link in links:
@@ -112,7 +113,7 @@ class Chain:
                 args = (self.act(link, args, args[0]), *args[1:])
         folding = [link for link in links if link.method.face in ("weight", "select")]
         output = self.weights(folding, args, kwargs) if folding else self.base(*args, **kwargs)
-        acting = [k for k in links if k.method.face == "output" and not k.method.at_input]
+        acting = [k for k in links if k.method.face in ("output", "mix") and not k.method.at_input]
         if not acting:
             return output
         y = output[0] if isinstance(output, tuple) else output
@@ -122,7 +123,8 @@ class Chain:
                 "alone or first in a tuple. Choose a target inside the module."
             )
         for link in acting:
-            y = self.act(link, args, y)
+            mixes = link.method.face == "mix"
+            y = mixed(self, link, args, kwargs, y) if mixes else self.act(link, args, y)
         return (y, *output[1:]) if isinstance(output, tuple) else y
 
     def act(self, link: Link, args: tuple[Any, ...], y: Tensor) -> Tensor:
@@ -174,12 +176,16 @@ class Chain:
         else:
             fast = fast[len(first) :]
         for link in fast:
-            rows, part = link.rows(size), link.cut(output)
-            leaves = link.stacked(output.dtype)
-            with link.read(args[0], rows) as x:
-                new = spread(link.fast, rows, x, part, leaves, slotwise=True)
-            output = link.paste(output, new.to(output.dtype))
+            output = self.add(link, args, output)
         return output
+
+    def add(self, link: Link, args: tuple[Any, ...], y: Tensor) -> Tensor:
+        """The output after one link that has a cheaper road than folding."""
+        rows, part = link.rows(args[0].shape[0]), link.cut(y)
+        leaves = link.stacked(y.dtype)
+        with link.read(args[0], rows) as x:
+            new = spread(link.fast, rows, x, part, leaves, slotwise=True)
+        return link.paste(y, new.to(y.dtype))
 
     def at_once(self, links: list[Link], args: tuple[Any, ...]) -> Tensor | None:
         """The output with all low-rank differences, computed together with the frozen map; None

@@ -21,6 +21,7 @@ from deltatune.core.in_place import InPlaceBank
 from deltatune.core.layout import Part, layout, leaves_of
 from deltatune.core.link import Link
 from deltatune.core.merging import Kept, merge, unmerge
+from deltatune.core.mixing import join
 from deltatune.core.per_thread import PerThread
 from deltatune.core.rows import Rows
 from deltatune.core.seam import SEAMS
@@ -83,6 +84,7 @@ class Delta(nn.Module):
             for stage, part in zip(self.stages, parts, strict=True)
             for site, names, forms in zip(part.sites, part.names, part.forms, strict=True)
         ]
+        join(parts, self.links)
         self.training = False
 
     @property
@@ -281,7 +283,8 @@ class Delta(nn.Module):
         for link in self.links:
             if link.method.face in SEAMS:
                 continue
-            host.chain(link.site.module).links.append(link)
+            chain = host.chain(link.site.module)
+            (chain.entries if link.weighs_tokens else chain.links).append(link)
             if link.site.entry is not None:
                 host.chain(link.site.entry[1]).entries.append(link)
         follow(host, [link for link in self.links if link.method.reads()])

@@ -5,6 +5,7 @@
     term       := [number "*"] method | [number "*"] "(" expression ")"
     method     := name | name "(" [argument ("," argument)*] ")"
     argument   := field "=" literal         a number, a quoted string, True, False, None
+                | term                      of a mixer: what it weighs, before the fields
 
 A name is that of a method, one of its aliases, or a preset: an expression with a name, in whose
 place its methods are read. What is written has the methods' own names.
@@ -26,9 +27,12 @@ from typing import Any
 
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 from deltatune.core.method import METHODS, Method
+from deltatune.core.mixer import Mixer, check_mixers, terms
 from deltatune.core.presets import ABSENT, PRESETS
 
 __all__ = ["Expression", "build", "parse", "render", "split_methods"]
+
+_UNNAMED = ("strength", "members")  # written in front of a method, and behind its name
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,16 @@ class Expression:
     """One method, or several that act at the same time.
 
     Attributes:
-        methods: in the order in which they are attached.
+        methods: in the order in which they are attached; a mixer is followed by its members.
         stages: how many of them are trained in each stage, where they are trained one after the
             other; empty where all are trained at once. A head is trained in every stage.
     """
 
     methods: tuple[Method, ...]
     stages: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_mixers(self.methods)
 
     @classmethod
     def of(cls, value: str | Method | Expression) -> Expression:
@@ -62,10 +69,9 @@ class Expression:
         """The same with `target` for every method that names none, controls and heads aside."""
         if target is None:
             return self
-        placed = ("control", "head")  # they know their one place
         return self._with(
             method
-            if method.at is not None or method.category in placed
+            if method.at is not None or _knows_its_place(method)
             else dataclasses.replace(method, at=target)
             for method in self.methods
         )
@@ -115,7 +121,8 @@ class Expression:
         return self + -1.0 * Expression.of(other)
 
     def __mul__(self, strength: float) -> Expression:
-        return self._with(strength * method for method in self.methods)
+        outer = ((strength * method, *members) for method, members in terms(self.methods))
+        return self._with(itertools.chain(*outer))
 
     __rmul__ = __mul__
 
@@ -128,8 +135,12 @@ class Expression:
     def __str__(self) -> str:
         methods = iter(self.methods)
         sizes = self.stages or (len(self.methods),)
-        groups = [" + ".join(map(render, itertools.islice(methods, size))) for size in sizes]
-        return " >> ".join(groups)
+        stages = [terms(tuple(itertools.islice(methods, size))) for size in sizes]
+        return " >> ".join(" + ".join(render(*term) for term in stage) for stage in stages)
+
+
+def _knows_its_place(method: Method) -> bool:
+    return method.category in ("control", "head") or isinstance(method, Mixer)
 
 
 def _without_slot_fields(method: Method) -> Method:
@@ -138,14 +149,15 @@ def _without_slot_fields(method: Method) -> Method:
     return dataclasses.replace(method, **kept)
 
 
-def render(method: Method) -> str:
-    """The text of a method: its strength, its name and the fields that differ from their
-    defaults.
+def render(method: Method, members: Iterable[Method] = ()) -> str:
+    """The text of a method: its strength, its name, the members that it weighs and the fields that
+    differ from their defaults.
     """
-    changed = [
+    changed = [render(member) for member in members]
+    changed += [
         f"{f.name}={getattr(method, f.name)!r}"
         for f in dataclasses.fields(method)
-        if getattr(method, f.name) != f.default and f.name != "strength"
+        if getattr(method, f.name) != f.default and f.name not in _UNNAMED
     ]
     text = f"{method.name}({', '.join(changed)})" if changed else method.name
     return text if method.strength == 1 else f"{method.strength!r} * {text}"
@@ -155,7 +167,7 @@ def build(name: str, arguments: Mapping[str, Any]) -> Method:
     """The method called `name` with these fields. Raises UnknownNameError, ConfigurationError."""
     method = METHODS[name]
     name = method.name
-    fields = {f.name for f in dataclasses.fields(method)}
+    fields = {f.name for f in dataclasses.fields(method)} - {"members"}
     for key in arguments:
         if key not in fields:
             raise UnknownNameError(f"argument of {name}", key, fields)
@@ -215,15 +227,22 @@ def _methods(node: ast.expr, text: str) -> Iterator[Method]:
             yield from _methods(right, text)
         case ast.BinOp(left=left, op=ast.Sub(), right=right):
             yield from _methods(left, text)
-            yield from (-method for method in _methods(right, text))
+            yield from -Expression(tuple(_methods(right, text)))
         case ast.BinOp(left=left, op=ast.Mult(), right=right) if (s := _number(left)) is not None:
-            yield from (s * method for method in _methods(right, text))
+            yield from s * Expression(tuple(_methods(right, text)))
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            yield from (-method for method in _methods(operand, text))
+            yield from -Expression(tuple(_methods(operand, text)))
         case ast.Name(id=name):
             yield from _named(name, {})
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
             yield from _named(name, _arguments(keywords, text))
+        case ast.Call(func=ast.Name(id=name), args=members, keywords=keywords) if (
+            name in METHODS and issubclass(METHODS[name], Mixer)
+        ):
+            mixer = build(name, _arguments(keywords, text))
+            assert isinstance(mixer, Mixer)
+            within = [Expression(tuple(_methods(member, text))) for member in members]
+            yield from mixer.over(*within)
         case _:
             raise ConfigurationError(
                 f"{ast.unparse(node)!r} in {text!r} is not a method. Write name or "

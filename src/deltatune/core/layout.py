@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +13,8 @@ from deltatune.core.grammar import Expression
 from deltatune.core.in_place import in_place_leaves
 from deltatune.core.leaf import Leaf
 from deltatune.core.method import Method
+from deltatune.core.mixer import Mixer
+from deltatune.core.mixing import mixed_sites
 from deltatune.core.quantised import format_of
 from deltatune.core.roles import places
 from deltatune.core.seam import SEAMS
@@ -67,43 +70,66 @@ def layout(model: nn.Module, expression: Expression) -> tuple[Part, ...]:
         UnsupportedError: the backbone cannot take the face.
     """
     parts: list[Part] = []
+    waiting: list[tuple[Mixer, str, int]] = []  # mixers, whose sites are those of their members
+    seen: Counter[str] = Counter()
     for method in expression.methods:
-        same = sum(part.method.name == method.name for part in parts)
-        key = method.name if not same else f"{method.name}.{same + 1}"
-        if method.in_place:
+        seen[method.name] += 1
+        times = seen[method.name]
+        key = method.name if times == 1 else f"{method.name}.{times}"
+        if isinstance(method, Mixer):
+            waiting.append((method, key, len(parts)))
+        elif method.in_place:
             _check_plain(model, method)
             parts.append(Part(key, method, (), (), in_place_leaves(model, key)))
-            continue
-        if method.face in SEAMS:
-            found = SEAMS[method.face].sites(model, method.target)
         else:
-            found = find_sites(model, method.target, method.face)
-        sites = method.choose(found)
-        if method.face == "select":
-            placed = _selected(model, method, sites)
-        else:
-            placed = [_Placed(site, dict(method.init(site))) for site in sites]
-        names = [
-            {
-                n: f"{key}/{leaf.tie or one.holders.get(n, one.site.name)}/{n}"
-                for n, leaf in one.own.items()
-            }
-            for one in placed
-        ]
-        leaves = {
-            full[n]: leaf
-            for one, full in zip(placed, names, strict=True)
+            parts.append(_part(method, key, _placed(model, method)))
+    _check_weights(parts)
+    for mixer, key, place in reversed(waiting):
+        members = parts[place : place + mixer.members]
+        sites = mixed_sites(mixer, members)
+        kept = map(_frozen, members) if mixer.frozen else members
+        own = _part(mixer, key, [_Placed(site, dict(mixer.init(site))) for site in sites])
+        parts[place : place + mixer.members] = [own, *kept]
+    return tuple(parts)
+
+
+def _placed(model: nn.Module, method: Method) -> list[_Placed]:
+    """The sites of a method with what it keeps there."""
+    if method.face in SEAMS:
+        found = SEAMS[method.face].sites(model, method.target)
+    else:
+        found = find_sites(model, method.target, method.face)
+    sites = method.choose(found)
+    if method.face == "select":
+        return _selected(model, method, sites)
+    return [_Placed(site, dict(method.init(site))) for site in sites]
+
+
+def _part(method: Method, key: str, placed: Sequence[_Placed]) -> Part:
+    """A method with its sites, its leaves under their full names. Raises TargetError for none."""
+    names = [
+        {
+            n: f"{key}/{leaf.tie or one.holders.get(n, one.site.name)}/{n}"
             for n, leaf in one.own.items()
         }
-        if not leaves:
-            raise TargetError(
-                f"{method.name} finds nothing to tune at {method.target!r}. "
-                "Choose a target whose modules have what it tunes."
-            )
-        held, forms = tuple(one.site for one in placed), tuple(one.forms for one in placed)
-        parts.append(Part(key, method, held, tuple(names), leaves, forms))
-    _check_weights(parts)
-    return tuple(parts)
+        for one in placed
+    ]
+    leaves = {
+        full[n]: leaf
+        for one, full in zip(placed, names, strict=True)
+        for n, leaf in one.own.items()
+    }
+    if not leaves:
+        raise TargetError(
+            f"{method.name} finds nothing to tune at {method.target!r}. "
+            "Choose a target whose modules have what it tunes."
+        )
+    held, forms = tuple(one.site for one in placed), tuple(one.forms for one in placed)
+    return Part(key, method, held, tuple(names), leaves, forms)
+
+
+def _frozen(part: Part) -> Part:
+    return replace(part, leaves={n: replace(o, trained=False) for n, o in part.leaves.items()})
 
 
 def leaves_of(parts: Sequence[Part]) -> dict[str, Leaf]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,6 +40,8 @@ class Link:
         entry_input: what the entry module of a span was first called with; None outside of a
             forward.
         reader: of the text of its token stack, for a method that needs it.
+        members: of a mixer, the links that it weighs.
+        mixer: by which it is weighed, and acts.
     """
 
     delta: Delta
@@ -51,6 +53,8 @@ class Link:
     forms: Mapping[str, Form]
     entry_input: Tensor | None = None
     reader: TextReader | None = None
+    members: list[Link] = field(default_factory=list, repr=False)
+    mixer: Link | None = field(default=None, repr=False)
 
     @property
     def live(self) -> bool:
@@ -59,6 +63,11 @@ class Link:
 
     def _awaits(self, stage: int | None) -> bool:
         return stage is not None and self.stage is not None and stage < self.stage
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether it is a mixer of keys and values, which an attention asks for its weights."""
+        return any(member.method.face == "attend" for member in self.members)
 
     @property
     def adds_bias(self) -> bool:

@@ -10,6 +10,7 @@ artefact, its merge, its routing and its training. A method names no model, devi
 | `attend` | leaves | keys and values [tokens, width] that join an attention, or stand beside it |
 | `embed` | leaves | virtual tokens [tokens, width] that go in front of the embedded text |
 | `select` | a site | the parameters to tune, each with the form of its leaf |
+| `mix` | x, what other methods make of it, leaves | their weights; see `core.mixer` |
 
 A `weight` face that adds a product of two factors, W' = W + B A, is given by `factors` alone: the
 kernel folds it, adds it to the output, or computes it together with the frozen map.
@@ -65,12 +66,12 @@ __all__ = [
 ]
 
 Leaves = Mapping[str, Tensor]
-Face = Literal["weight", "output", "attend", "embed", "select"]
+Face = Literal["weight", "output", "attend", "embed", "select", "mix"]
 Category = Literal["addition", "specification", "reparameterisation", "control", "head"]
 ReviewCategory = Literal[
     "additive", "partial", "reparameterised", "hybrid", "unified", "control", "head"
 ]
-FACES: tuple[Face, ...] = ("weight", "output", "attend", "embed", "select")
+FACES: tuple[Face, ...] = ("weight", "output", "attend", "embed", "select", "mix")
 MERGED: tuple[Face, ...] = ("weight", "select")  #: the faces that can be written into weights
 
 
@@ -109,7 +110,7 @@ class Method(abc.ABC):
         super().__init_subclass__(**kwargs)
         own = [face for face in FACES if getattr(cls, face) is not getattr(Method, face)]
         own += ["weight"] if cls.has_factors() else []
-        own += ["output"] if cls.reads() else []
+        own += ["output"] if cls.read is not Method.read else []
         if len(own) != 1:
             raise TypeError(
                 f"{cls.__name__} must define exactly one of {', '.join(FACES)}; it has {own}."
@@ -275,6 +276,18 @@ class Method(abc.ABC):
         del site
         return {}
 
+    def mix(self, x: Tensor, z: Tensor | None, text: Text | None, p: Leaves) -> Tensor:
+        """The mix face: the weights of the `Site.members` members at a site, [rows, ..., members].
+
+        Args:
+            x: what the site reads, [rows, ..., inputs].
+            z: what is there without any member, then what each of them adds to it,
+                [rows, ..., 1 + members, outputs]; None for keys and values.
+            text: of x, where the method reads it and x holds its tokens; else None.
+            p: the leaves.
+        """
+        raise NotImplementedError
+
     @classmethod
     def has_fast(cls) -> bool:
         """Whether the method offers the cheaper road."""
@@ -300,10 +313,9 @@ class Method(abc.ABC):
         """Whether its weight face is a product of two factors."""
         return cls.factors is not Method.factors
 
-    @classmethod
-    def reads(cls) -> bool:
-        """Whether its output face gets the text."""
-        return cls.read is not Method.read
+    def reads(self) -> bool:
+        """Whether its face gets the text."""
+        return type(self).read is not Method.read
 
     @classmethod
     def shows(cls) -> bool:

@@ -172,8 +172,8 @@ def by_slot(
     face: Apply,
     rows: Rows,
     x: Tensor,
-    y: Tensor,
-    text: Text,
+    y: Tensor | None,
+    text: Text | None,
     leaves: Mapping[str, Tensor],
     rest: Tensor | None,
 ) -> Tensor:
@@ -182,16 +182,18 @@ def by_slot(
     Args:
         face: (x, y, text, leaves) -> [rows, ...].
         rows: at least one has a delta.
-        x, y, text, leaves: see `spread`.
+        x, y, text, leaves: see `spread`; y and text may be None.
         rest: [rows, ...], what rows without a delta get; None for zeros.
     """
     if rows.uniform is not None:
         return face(x, y, text, {name: leaf[0] for name, leaf in leaves.items()})
     for place, slot in enumerate(rows.order):
-        index = torch.tensor(rows.groups[slot], device=y.device)
+        index = torch.tensor(rows.groups[slot], device=x.device)
         own = {name: leaf[place] for name, leaf in leaves.items()}
-        new = face(x[index], y[index], text.of_rows(index), own)
-        rest = new.new_zeros(y.shape[0], *new.shape[1:]) if rest is None else rest
+        of_y = None if y is None else y[index]
+        of_text = None if text is None else text.of_rows(index)
+        new = face(x[index], of_y, of_text, own)
+        rest = new.new_zeros(x.shape[0], *new.shape[1:]) if rest is None else rest
         rest = rest.index_copy(0, index, new.to(rest.dtype))
     assert rest is not None
     return rest

@@ -70,6 +70,7 @@ class Site:
         key_width, value_width: features of keys and values, at attention sites; else 0.
         allotted: what falls to each parameter of a budget that `Method.choose` spends over all
             sites.
+        members: how many methods a mixer weighs here.
         projections: of keys and of values, at attention sites where each is one map of what the
             attention reads; else none.
     """
@@ -85,6 +86,7 @@ class Site:
     key_width: int = 0
     value_width: int = 0
     allotted: Mapping[str, int] = field(default_factory=dict, repr=False)
+    members: int = 0
     projections: tuple[Site, ...] = field(default=(), repr=False)
 
     @property

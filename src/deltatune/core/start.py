@@ -21,6 +21,7 @@ from deltatune.core.grammar import Expression, parse
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.leaf import zeros
 from deltatune.core.method import METHODS, Method
+from deltatune.core.mixer import Mixer
 from deltatune.core.site import originals
 
 __all__ = ["fill_expert", "start_from"]
@@ -77,7 +78,8 @@ def fill_expert(
     source_slot: int = 0,
 ) -> None:
     """Copies a trained delta into one expert of a mixture: an adapter into a fusion of adapters, a
-    LoRA into a mixture of LoRAs. What is trained beside the experts stays as it was drawn.
+    LoRA into a mixture of LoRAs, any method into the member of a mixer that is the same method.
+    What is trained beside the experts stays as it was drawn.
 
     The source holds one method, a head aside, whose leaves are those of one expert, at the same
     sites; fields that both methods have must agree.
@@ -96,6 +98,11 @@ def fill_expert(
     _check_writable(delta, slot)
     forms = list(_forms(delta, source, source_slot))
     held = delta.tensors(slot)
+    member = next((m for form in forms if (m := _as_member(delta, held, form, expert))), None)
+    if member is not None:
+        delta.bank.write(slot, held | member)
+        delta.saved.pop(slot, None)
+        return
     found = next((taken for form in forms if (taken := _as_expert(delta, held, form))), None)
     if found is None:
         names = " or ".join(dict.fromkeys(str(expression) for expression, _ in forms))
@@ -121,6 +128,30 @@ def _check_writable(delta: Delta, slot: int) -> None:
             f"Slot {slot} of {delta.name} is merged, or trains the backbone itself. Unmerge it, or "
             "start a delta."
         )
+
+
+def _as_member(delta: Delta, held: dict[str, Tensor], form: Form, expert: int) -> dict[str, Tensor]:
+    """The leaves of a form by the names that they have in one member of a mixer; none if they do
+    not fit.
+    """
+    methods = [method for method in form[0] if method.category != "head"]
+    values = {name.partition("/")[2]: value for name, value in _without_heads(form[1]).items()}
+    for place, part in enumerate(delta.parts):
+        if len(methods) != 1 or not isinstance(part.method, Mixer):
+            continue
+        if not 0 <= expert < part.method.members:
+            continue
+        member = delta.parts[place + 1 + expert]
+        own = {n for n in held if n.startswith(f"{member.key}/")}
+        taken = {f"{member.key}/{name}": value for name, value in values.items()}
+        if (
+            member.method.name == methods[0].name
+            and _agree(member.method, replace(methods[0], strength=member.method.strength))
+            and own == taken.keys()
+            and all(held[n].shape == value.shape for n, value in taken.items())
+        ):
+            return taken
+    return {}
 
 
 def _as_expert(delta: Delta, held: dict[str, Tensor], form: Form) -> dict[str, Tensor]:

@@ -177,6 +177,12 @@ class TextReader:
         finally:
             self.again.pop(thread, None)
 
+    def of_tokens(self, link: Link, x: Tensor) -> Text | None:
+        """The text of x, if these are its tokens; others go through a pooler, or are virtual."""
+        text = self.current
+        others = text is not None and x.shape[:2] != text.prompt.shape
+        return None if others else self.of(link, x)
+
     def of(self, link: Link, y: Tensor) -> Text:
         """The text for a link whose module gives y [rows, tokens, ...].
 
@@ -247,6 +253,8 @@ def follow(host: Host, links: Sequence[Link]) -> None:
     """Puts a reader around the token stack of each link. Raises UnsupportedError without one."""
     for link in links:
         path = _stack_of(host, link)
+        if path is None and link.method.face == "mix":
+            continue  # it weighs each token by itself
         if path is None:
             raise UnsupportedError(
                 f"{link.method.name} must know which tokens are padding, and {link.site.path} of "

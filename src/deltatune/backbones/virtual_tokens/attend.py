@@ -23,6 +23,7 @@ from deltatune.core.chain import Inner
 from deltatune.core.errors import StateError, TargetError, UnsupportedError
 from deltatune.core.host import Host
 from deltatune.core.link import Link
+from deltatune.core.mixing import weights_of
 from deltatune.core.seam import SEAMS, Seam
 from deltatune.core.site import Place, Site
 from deltatune.core.target import find_places, site_at
@@ -54,7 +55,8 @@ def _attention(
     for link in module.__dict__.get(_ATTEND, ()):
         link.delta.check_recomputation()
     links = [link for link in module.__dict__.get(_ATTEND, ()) if link.live]
-    made = [_tokens(link, key) for link in links]
+    shares = _shares(links)
+    made = [_tokens(link, key, shares.get(link)) for link in links]
     joined = [tokens for tokens in made if tokens.gate is None]
     scaling = kwargs.get("scaling")
     if joined:
@@ -64,7 +66,9 @@ def _attention(
         output, weights = kernel(module, query, key, value, attention_mask, **kwargs)
     for tokens in made:
         if tokens.gate is not None:
-            output = output + tokens.gate * _beside(query, tokens, scaling)
+            beside = _beside(query, tokens, scaling)
+            share = 1.0 if tokens.share is None else tokens.share[..., None, None]
+            output = output + tokens.gate * share * beside
     return output, weights
 
 
@@ -92,15 +96,42 @@ class _Tokens:
         present: [rows], which have them; None: all.
         gate: [rows, 1, 1, 1] of those that stand beside the text, zero for rows without them; None
             for those that join it.
+        share: [rows, queries], by which a mixer weighs them; None: one.
     """
 
     key: Tensor
     value: Tensor
     present: Tensor | None
     gate: Tensor | None
+    share: Tensor | None
+
+    def columns(self) -> Tensor:
+        """What a mask has for them, [rows, 1, queries or 1, tokens]: whether they are seen, or,
+        where they have a share, what is added to the scores.
+        """
+        size, _, count, _ = self.key.shape
+        every = torch.ones(size, dtype=torch.bool, device=self.key.device)
+        present = (every if self.present is None else self.present)[:, None, None, None]
+        if self.share is None:
+            return present.expand(-1, -1, -1, count)
+        least = torch.finfo(self.share.dtype).tiny
+        scores = self.share.clamp_min(least).log()[:, None, :, None]
+        return (scores + _additive(present, scores.dtype)).expand(-1, -1, -1, count)
 
 
-def _tokens(link: Link, key: Tensor) -> _Tokens:
+def _shares(links: Sequence[Link]) -> dict[Link, Tensor]:
+    """For each link that is weighed, its weight for each query, [rows, queries]."""
+    mixers = {link.mixer: None for link in links if link.mixer is not None}
+    shares: dict[Link, Tensor] = {}
+    for mixer in mixers:
+        x, mixer.entry_input = mixer.entry_input, None
+        assert x is not None
+        weights = weights_of(mixer, x, None)
+        shares |= dict(zip(mixer.members, weights.unbind(-1), strict=True))
+    return shares
+
+
+def _tokens(link: Link, key: Tensor, share: Tensor | None) -> _Tokens:
     (k, v, *gates), present = tokens_of(link, key.shape[0], key.dtype, pair=True)
     if link.method.projected:
         of_keys, of_values = link.site.projections
@@ -108,7 +139,7 @@ def _tokens(link: Link, key: Tensor) -> _Tokens:
     gate = gates[0].unsqueeze(-1) if gates else None
     if gate is not None and present is not None:
         gate = gate * present[:, None, None, None]
-    return _Tokens(_heads(k, key.shape[1]), _heads(v, key.shape[1]), present, gate)
+    return _Tokens(_heads(k, key.shape[1]), _heads(v, key.shape[1]), present, gate, share)
 
 
 def _projected(site: Site, states: Tensor) -> Tensor:
@@ -138,20 +169,16 @@ def _joined(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The attention with virtual tokens in front of the text."""
-    size, _, length, _ = key.shape
-    shown: list[Tensor] = []
+    length = key.shape[2]
     for tokens in joined:
         key = torch.cat([tokens.key, key], dim=2)
         value = torch.cat([tokens.value, value], dim=2)
-        every = torch.ones(size, dtype=torch.bool, device=key.device)
-        present = every if tokens.present is None else tokens.present
-        shown.insert(0, present[:, None].expand(-1, tokens.key.shape[2]))
-    everything = all(tokens.present is None for tokens in joined)
+    front = [tokens.columns() for tokens in reversed(joined)]
+    everything = all(tokens.present is None and tokens.share is None for tokens in joined)
     columns = key.shape[2] - length
     causal = kwargs.pop("is_causal", None)
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    seen = torch.cat(shown, dim=1)
-    mask = _mask(attention_mask, bool(causal), query.shape[2], length, seen, everything)
+    mask = _mask(attention_mask, bool(causal), query.shape[2], length, front, everything)
     if mask is not None and base == "eager" and mask.dtype == torch.bool:
         mask = _additive(mask, query.dtype)
     if kwargs.get("position_bias") is not None:
@@ -166,25 +193,33 @@ def _heads(tokens: Tensor, heads: int) -> Tensor:
 
 
 def _mask(
-    mask: Tensor | None, causal: bool, queries: int, keys: int, seen: Tensor, everything: bool
+    mask: Tensor | None,
+    causal: bool,
+    queries: int,
+    keys: int,
+    front: Sequence[Tensor],
+    everything: bool,
 ) -> Tensor | None:
-    """The mask with virtual columns in front; `seen` [rows, columns] says which a row has."""
+    """The mask with the columns of virtual tokens in front, see `_Tokens.columns`."""
     if mask is None:
         if everything and not (causal and queries > 1):
             return None
-        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=seen.device)
+        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=front[0].device)
         if causal and queries > 1:
             mask = mask.tril()  # from the upper left: right at prefill into a static cache too
-    front = seen[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)
-    if everything:
-        front = front[: mask.shape[0]]
-    mask = mask.expand(front.shape[0], -1, -1, -1)
-    if mask.dtype != torch.bool:
-        front = _additive(front, mask.dtype)
-    return torch.cat([front, mask], dim=-1)
+    dtypes = {one.dtype for one in (mask, *front)} - {torch.bool}
+    if dtypes:
+        dtype = mask.dtype if mask.dtype in dtypes else dtypes.pop()
+        mask, *front = (_additive(one, dtype) for one in (mask, *front))
+    rows = mask.shape[0] if everything else front[0].shape[0]
+    shape = (rows, mask.shape[1], mask.shape[2], -1)
+    return torch.cat([one[:rows].expand(shape) for one in (*front, mask)], dim=-1)
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a mask adds to the scores."""
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
     hidden = torch.finfo(dtype).min
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, hidden)
 
