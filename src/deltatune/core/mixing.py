@@ -87,7 +87,7 @@ def _alone(
         return chain.act(link, args, y)
     if link.method.has_fast() or link.adds_bias:
         return chain.add(link, args, y)
-    changed = chain.folded([link], args, kwargs) - chain.base(*args, **kwargs)
+    changed: Tensor = chain.folded([link], args, kwargs) - chain.base(*args, **kwargs)
     return y + changed
 
 
