@@ -110,6 +110,7 @@ CATALOGUE = (
     "difference(at='attention')",
     "tiny_attention(heads=2)",
     "pals(width=8, heads=2)",
+    "lst(reduction=4, heads=2)",
     "reft(rank=2, first=1, last=2)",
     "direft(rank=2, separate=True)",
     "noreft(rank=2)",

@@ -19,7 +19,8 @@ What a method does in training beside following the gradient (draws, penalties, 
 
 An `output` face that must know which tokens are real, and where they stand, is given by `read`.
 What its tokens let others read is given by `show` beside it: the kernel keeps it in the model's
-cache.
+cache. What a site hands on to the next of the same call is given by `carry`: such a method has a
+road of its own beside the blocks, and where `read` leaves y alone, the blocks have no graph.
 
 `fast` may stand beside any other `weight`: a cheaper road to the same result. It sees a slot axis
 or none: leaves are [..., rows, columns] and x is [..., tokens, features]; write products with `.mT`
@@ -258,6 +259,12 @@ class Method(abc.ABC):
         """What each token lets later ones read, [rows, tokens, width]; it comes as `text.shown`."""
         raise NotImplementedError
 
+    def carry(self, x: Tensor, y: Tensor, text: Text, p: Leaves) -> Tensor:
+        """What a site hands on, [rows, tokens, width]: the next site of the stack, and `read` here,
+        have it as `text.carried`; an encoder's last, for the decoder, as `text.source.carried`.
+        """
+        raise NotImplementedError
+
     def attend(self, p: Leaves) -> tuple[Tensor, ...]:
         """The attend face: keys [tokens, key width] and values [tokens, value width].
 
@@ -309,6 +316,11 @@ class Method(abc.ABC):
     def shows(cls) -> bool:
         """Whether its tokens let others read something."""
         return cls.show is not Method.show
+
+    @classmethod
+    def carries(cls) -> bool:
+        """Whether its sites hand something on to the next."""
+        return cls.carry is not Method.carry
 
     @property
     def target(self) -> str:
