@@ -98,6 +98,7 @@ CATALOGUE = (
     "0.5 * (dora(rank=2) + bitfit)",
     "pfeiffer(bottleneck=4, up_std=0.0)",
     "intrinsic_prompt(length=3, dimension=5, middle=8)",
+    "attempt(length=3, sources=2, middle=5, temperature=0.1)",
     "mpt(length=3)",
     "mpt(length=3, frozen=True)",
     "p_tuning(length=3, middle=8)",

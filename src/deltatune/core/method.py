@@ -21,6 +21,7 @@ An `output` face that must know which tokens are real, and where they stand, is 
 What its tokens let others read is given by `show` beside it: the kernel keeps it in the model's
 cache. What a site hands on to the next of the same call is given by `carry`: such a method has a
 road of its own beside the blocks, and where `read` leaves y alone, the blocks have no graph.
+Virtual tokens that depend on the text are given by `embed_for`.
 
 `fast` may stand beside any other `weight`: a cheaper road to the same result. It sees a slot axis
 or none: leaves are [..., rows, columns] and x is [..., tokens, features]; write products with `.mT`
@@ -111,6 +112,7 @@ class Method(abc.ABC):
         own = [face for face in FACES if getattr(cls, face) is not getattr(Method, face)]
         own += ["weight"] if cls.has_factors() else []
         own += ["output"] if cls.reads() else []
+        own += ["embed"] if cls.embeds_for() else []
         if len(own) != 1:
             raise TypeError(
                 f"{cls.__name__} must define exactly one of {', '.join(FACES)}; it has {own}."
@@ -277,6 +279,13 @@ class Method(abc.ABC):
         """The embed face: virtual tokens [tokens, width]."""
         raise NotImplementedError
 
+    def embed_for(self, x: Tensor, text: Text, p: Leaves) -> Tensor:
+        """The embed face with the embedded text x [rows, tokens, width]: virtual tokens for each
+        row, [rows, virtual tokens, width], as many whatever the text. Of the text, `text.prompt`
+        says what may be read where answers follow; it is empty once a cache holds the tokens.
+        """
+        raise NotImplementedError
+
     def select(self, site: Site) -> Mapping[str, Form]:
         """The select face: which parameters of the site to tune, and in which form."""
         del site
@@ -311,6 +320,11 @@ class Method(abc.ABC):
     def reads(cls) -> bool:
         """Whether its output face gets the text."""
         return cls.read is not Method.read
+
+    @classmethod
+    def embeds_for(cls) -> bool:
+        """Whether its virtual tokens depend on the text."""
+        return cls.embed_for is not Method.embed_for
 
     @classmethod
     def shows(cls) -> bool:

@@ -30,6 +30,7 @@ from deltatune.core.calls import bound, parameter_names
 from deltatune.core.errors import StateError, UnsupportedError
 from deltatune.core.roles import places
 from deltatune.core.shown import remember
+from deltatune.core.site import Place
 
 if TYPE_CHECKING:
     from deltatune.core.chain import Inner
@@ -43,6 +44,8 @@ __all__ = [
     "follow",
     "forget",
     "handed_on",
+    "is_causal",
+    "text_of",
     "token_stack",
 ]
 
@@ -136,7 +139,9 @@ class TextReader:
             return inner(*args, **kwargs)
         given = bound(self.names, args, kwargs)
         self.cache = given.get("past_key_values")
-        self.text = text = self.text_of(given)
+        past = 0 if self.cache is None else int(self.cache.get_seq_length())
+        name = self.links[0].method.name
+        self.text = text = text_of(given, self.host, name, self.causal, past)
         try:
             with self.carrying():
                 output = inner(*args, **kwargs)
@@ -163,41 +168,6 @@ class TextReader:
             for module, function in functions:
                 if function is not None:
                     module.__dict__[_FUNCTION] = function
-
-    def text_of(self, given: dict[str, Any]) -> Text | None:
-        """The text of a call. Raises UnsupportedError for a mask that does not name tokens."""
-        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
-        tokens = embeds if ids is None else ids
-        if tokens is None:  # the stack itself says what is missing
-            return None
-        size, length = tokens.shape[:2]
-        past = 0 if self.cache is None else int(self.cache.get_seq_length())
-        mask = given.get("attention_mask")
-        if mask is None:
-            mask = tokens.new_ones(size, past + length, dtype=torch.bool)
-        if not isinstance(mask, Tensor) or mask.shape[1:] != (past + length,):
-            found = tuple(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-            raise UnsupportedError(
-                f"{self.links[0].method.name} must know which tokens are padding: it needs a mask "
-                f"[rows, {past + length}], one entry for each token so far; it got {found}. Static "
-                "caches make other masks in a decoder: use a dynamic cache."
-            )
-        real = (mask != 0).expand(size, -1)
-        prompt = real if past == 0 else real.new_zeros(size, length)
-        answers = self.host.answers
-        if self.causal and past == 0 and answers is not None and answers.dim() == 2:
-            behind = length - answers.shape[1]  # what was generated without a cache
-            if answers.shape[0] == size and behind >= 0:
-                asked = torch.nn.functional.pad(answers != _IGNORED, (0, behind), value=True)
-                prompt = prompt & (asked.cumsum(1) == 0)
-        encoded = given.get("encoder_hidden_states")
-        if encoded is None:
-            return Text(real, prompt, ids, self.causal)
-        seen = given.get("encoder_attention_mask")
-        seen = encoded.new_ones(encoded.shape[:2]) if seen is None else seen
-        source = Text(seen != 0, seen != 0, None, False)
-        states = dict(self.host.encoded)
-        return Text(real, prompt, ids, self.causal, source=source, states=states)
 
     @property
     def current(self) -> Text | None:
@@ -327,6 +297,64 @@ class _Checkpoint:
         return inside.take(self.function(inside, *states.values(), *args, **kwargs), states)
 
 
+def text_of(
+    given: Mapping[str, Any], host: Host, name: str, causal: bool, past: int
+) -> Text | None:
+    """The text of a call of a token stack; None without tokens, of which the stack complains.
+
+    Args:
+        given: the arguments of the stack, by name.
+        host: of the model.
+        name: of the method that reads the text.
+        causal: whether a token sees those before it alone.
+        past: tokens of the text that the stack's cache holds.
+
+    Raises UnsupportedError for a mask that does not name tokens.
+    """
+    ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+    tokens = embeds if ids is None else ids
+    if tokens is None:
+        return None
+    size, length = tokens.shape[:2]
+    mask = given.get("attention_mask")
+    if mask is None:
+        mask = tokens.new_ones(size, past + length, dtype=torch.bool)
+    if not isinstance(mask, Tensor) or mask.shape[1:] != (past + length,):
+        found = tuple(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        raise UnsupportedError(
+            f"{name} must know which tokens are padding: it needs a mask [rows, {past + length}], "
+            f"one entry for each token so far; it got {found}. Static caches make other masks in a "
+            "decoder: use a dynamic cache."
+        )
+    real = (mask != 0).expand(size, -1)
+    prompt = real if past == 0 else real.new_zeros(size, length)
+    answers = host.answers
+    if causal and past == 0 and answers is not None and answers.dim() == 2:
+        behind = length - answers.shape[1]  # what was generated without a cache
+        if answers.shape[0] == size and behind >= 0:
+            asked = torch.nn.functional.pad(answers != _IGNORED, (0, behind), value=True)
+            prompt = prompt & (asked.cumsum(1) == 0)
+    encoded = given.get("encoder_hidden_states")
+    if encoded is None:
+        return Text(real, prompt, ids, causal)
+    seen = given.get("encoder_attention_mask")
+    seen = encoded.new_ones(encoded.shape[:2]) if seen is None else seen
+    source = Text(seen != 0, seen != 0, None, False)
+    return Text(real, prompt, ids, causal, source=source, states=dict(host.encoded))
+
+
+def is_causal(host: Host, path: str) -> bool:
+    """Whether a token of the stack at `path` sees those before it alone."""
+    decodes = bool(
+        getattr(getattr(host.model.get_submodule(path), "config", None), "is_decoder", False)
+    )
+    return decodes or any(place.stack == "decoder" for place in _inside(host, path))
+
+
+def _inside(host: Host, path: str) -> list[Place]:
+    return [p for p in places(host.model) if not path or p.module.startswith(f"{path}.")]
+
+
 def handed_on(output: Any) -> dict[str, Tensor]:
     """What an encoder handed on beside its output; nothing where the output is none of ours."""
     if not isinstance(output, Mapping):
@@ -400,12 +428,10 @@ def _stack_of(host: Host, link: Link) -> str | None:
 
 def _reader(host: Host, path: str) -> TextReader:
     stack = host.model.get_submodule(path)
-    inside = [p for p in places(host.model) if not path or p.module.startswith(f"{path}.")]
-    decodes = bool(getattr(getattr(stack, "config", None), "is_decoder", False))
-    causal = decodes or any(place.stack == "decoder" for place in inside)
-    blocks = len({place.block for place in inside} - {None})
+    blocks = len({place.block for place in _inside(host, path)} - {None})
     checkpointed = [m for m in stack.modules() if hasattr(m, "gradient_checkpointing")]
     encodes = any(stack is one for one in host.entrances[1:])
+    causal = is_causal(host, path)
     return TextReader(host, parameter_names(stack), causal, blocks, checkpointed, encodes)
 
 
