@@ -104,6 +104,17 @@ _PRESETS: Mapping[str, Preset] = {
         keys, values and output; norms stay frozen.
         """,
     ),
+    "uddia": Preset(
+        expression="bitfit(at='block[1/2:].linear | block[1/2:].norm')",
+        text="""Inference-time bias tuning: b' = b + d in the upper blocks, d tuned anew for every
+        text while it is generated.
+
+        Yang et al. 2023, arXiv:2210.04492. The preset is the biases alone: `core.adapting` takes
+        the steps and undoes them, down a loss of the caller's own, as the authors' of detoxifying
+        and of fluency. They choose how many blocks as they go; here it is the upper half.
+        """,
+        aliases=("inference_time_bias_tuning",),
+    ),
     "embedding_tuning": Preset(
         expression="last_layer(at='embedding')",
         text="""Embedding tuning: E' = v for the embeddings, all else frozen.

@@ -108,6 +108,7 @@ CATALOGUE = (
     "last_layer",
     "selective_module(budget=0.3)",
     "prefix(length=3, reparameterise=True, middle=8)",
+    "robust_prefix(length=3)",
     "difference(at='attention')",
     "tiny_attention(heads=2)",
     "pals(width=8, heads=2)",

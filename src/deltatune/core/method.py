@@ -226,6 +226,13 @@ class Method(abc.ABC):
     def settle(self, sites: Sequence[Found], memory: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Sets leaves and `memory` in place from what was seen, once, before the first step."""
 
+    def stray(self, h: Tensor, p: Leaves) -> Tensor:
+        """How far activations lie from those of training, one number: h [rows, width] behind the
+        block of a site. `core.adapting` minimises it at test time; what it compares with is set by
+        `settle`, from "activations": the mean of h hᵀ over rows that were answered correctly.
+        """
+        raise NotImplementedError
+
     def stored(self) -> Method:
         """The method that an artefact names: itself, or the plain form that `collapse` yields."""
         return self
@@ -325,6 +332,11 @@ class Method(abc.ABC):
     def embeds_for(cls) -> bool:
         """Whether its virtual tokens depend on the text."""
         return cls.embed_for is not Method.embed_for
+
+    @classmethod
+    def strays(cls) -> bool:
+        """Whether it measures how far activations stray."""
+        return cls.stray is not Method.stray
 
     @classmethod
     def shows(cls) -> bool:
