@@ -19,6 +19,7 @@ from deltatune.core.start import fill_expert
 from deltatune.core.text import Text
 from deltatune.methods import Attempt
 from deltatune.testing.case import Case, close, move
+from deltatune.testing.compiled_laws import law_compiled
 from deltatune.testing.families import FAMILIES
 
 ATTEMPT = "attempt(length=3, sources=2, middle=5, temperature=0.05)"
@@ -170,3 +171,7 @@ def test_a_prompt_of_another_length_is_no_source() -> None:
 def test_what_cannot_be_meant_is_refused(fields: str) -> None:
     with pytest.raises(ConfigurationError, match="at least 1"):
         api.plan(FAMILIES["bert"].build(), f"attempt({fields})")
+
+
+def test_one_graph_compiled_before_the_delta_came(tmp_path: Path) -> None:
+    law_compiled(Case(ATTEMPT, "bert"), tmp_path)

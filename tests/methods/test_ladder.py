@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from deltatune import api
 from deltatune.core.errors import ConfigurationError, StateError, TargetError
 from deltatune.core.trunk import Trunk
 from deltatune.testing.case import Case, close, close_gradients, move
+from deltatune.testing.compiled_laws import law_compiled
 from deltatune.testing.families import FAMILIES
 
 LST = "lst(reduction=4, heads=2)"
@@ -250,3 +252,7 @@ def test_two_ladders_do_not_mix() -> None:
 def test_what_cannot_be_meant_is_refused(method: str, error: type[Exception]) -> None:
     with pytest.raises(error, match="reduction"):
         api.plan(FAMILIES["bert"].build(), method)
+
+
+def test_one_graph_compiled_before_the_delta_came(tmp_path: Path) -> None:
+    law_compiled(Case(LST, "bert"), tmp_path)

@@ -57,8 +57,9 @@ def tokens_for(link: Link, x: Tensor, text: Text) -> tuple[Tensor, Tensor | None
         found = made(x, x, text, link.leaves(0, wide))
     else:
         found = by_slot(made, rows, x, x, text, link.stacked(wide), None)
-    present = torch.tensor([slot is not None for slot in rows.slots], device=x.device)
-    return found.to(dtype), None if present.all() else present
+    if None not in rows.groups:
+        return found.to(dtype), None
+    return found.to(dtype), torch.tensor([s is not None for s in rows.slots], device=x.device)
 
 
 def count_of(link: Link) -> int:
