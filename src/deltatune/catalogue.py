@@ -40,6 +40,39 @@ _PRESETS: Mapping[str, Preset] = {
         """,
         aliases=("deep_prompt",),
     ),
+    "warp": Preset(
+        expression="prompt(length=20) + head",
+        text="""WARP: softmax_c(v_c · h([P; E(x)]) + b_c), virtual tokens and a verbaliser trained
+        together.
+
+        Hambardzumyan et al. 2021, arXiv:2101.00121. The verbaliser is `head`, here of two labels;
+        for three write `prompt(length=20) + head(labels=3)`. The authors put the tokens around and
+        behind the text too, and read the state of a mask, with v_c from the words of the labels and
+        no b_c; here the classifier reads what it reads without a delta.
+        """,
+        aliases=("adversarial_reprogramming",),
+    ),
+    "spot": Preset(
+        expression="prompt(length=100)",
+        text="""SPoT: [P; E(x)], where P begins as the prompt of another task.
+
+        Vu et al. 2022, arXiv:2110.07904. The preset is the prompt alone: train it on the source
+        task, and give that delta to `start_from` of `core.start` before training on the target.
+        Which source is nearest is up to the caller; the authors compare prompts by the cosine of
+        their mean tokens.
+        """,
+        aliases=("prompt_transfer",),
+    ),
+    "ppt": Preset(
+        expression="prompt(length=100)",
+        text="""PPT: [P; E(x)], where P begins as a prompt that was trained on tasks without labels.
+
+        Gu et al. 2022, arXiv:2109.04332. The preset is the prompt alone: train it on sentences of
+        running text cast in the form of the task (does this one follow that one?), and give that
+        delta to `start_from` of `core.start` before training on the few labelled rows.
+        """,
+        aliases=("pre_trained_prompt",),
+    ),
     "s4": Preset(
         expression=(
             "adapter(at='block[:5/6].attention | block[:5/6].ffn') "
@@ -114,6 +147,17 @@ _PRESETS: Mapping[str, Preset] = {
         Touvron et al. 2022, arXiv:2203.09795. There for vision transformers. The maps of queries,
         keys, values and output; norms stay frozen.
         """,
+    ),
+    "uddia": Preset(
+        expression="bitfit(at='block[1/2:].linear | block[1/2:].norm')",
+        text="""Inference-time bias tuning: b' = b + d in the upper blocks, d tuned anew for every
+        text while it is generated.
+
+        Yang et al. 2023, arXiv:2210.04492. The preset is the biases alone: `core.adapting` takes
+        the steps and undoes them, down a loss of the caller's own, as the authors' of detoxifying
+        and of fluency. They choose how many blocks as they go; here it is the upper half.
+        """,
+        aliases=("inference_time_bias_tuning",),
     ),
     "embedding_tuning": Preset(
         expression="last_layer(at='embedding')",

@@ -17,6 +17,7 @@ from deltatune.core.delta import Delta
 from deltatune.core.errors import ConfigurationError, TargetError, UnsupportedError
 from deltatune.core.grammar import parse
 from deltatune.core.start import fill_expert, start_from
+from deltatune.core.text import text_of
 from deltatune.methods import Gate, LoRA, Pfeiffer, Route
 from deltatune.testing.case import Case, close, move
 from deltatune.testing.families import FAMILIES
@@ -145,8 +146,7 @@ def test_a_gate_is_the_mean_over_the_text_or_each_token_s_own() -> None:
         written(delta, W=3.0)
         bert(**batch)
         (first, *_) = seen
-        assert link.reader is not None
-        text = link.reader.text_of(dict(batch))
+        text = text_of(batch, delta.host, "gate", causal=False, past=0)
         own = {n: delta.tensors()[full] for n, full in link.names.items()}
         made = link.method.mix(first, None, text, own)
         every = torch.sigmoid(first @ own["W"].mT + own["b"])[..., 0]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import BertForSequenceClassification, PreTrainedModel
 
 from deltatune import api
 from deltatune.core.delta import Delta
@@ -209,3 +212,101 @@ def test_an_expert_that_is_not_there_is_refused(expert: int) -> None:
     delta = api.attach(KIN.build(), "adapter_fusion(bottleneck=3)")
     with pytest.raises(ConfigurationError, match="0 to 3"):
         fill_expert(delta, trained("pfeiffer(bottleneck=3)"), expert)
+
+
+# ---- prompts that begin as other prompts
+
+
+def roomy() -> PreTrainedModel:
+    """As the family, with positions for prompts of the length of the papers."""
+    config: Any = copy.deepcopy(KIN.build().config)
+    config.max_position_embeddings = 128
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model: Any = BertForSequenceClassification(config)
+    made: PreTrainedModel = model.eval().requires_grad_(False)
+    return made
+
+
+def answers(delta: Delta, batch: dict[str, Tensor]) -> Tensor:
+    model: Any = delta.model
+    return KIN.logits(model, batch)
+
+
+def fitted(delta: Delta, batch: dict[str, Tensor], labels: Tensor, steps: int) -> list[float]:
+    """The losses of a delta that is trained on one batch, before each step."""
+    optimiser = torch.optim.AdamW(delta.parameters(), lr=0.01, weight_decay=0.0)
+    losses = []
+    for _ in range(steps):
+        loss = torch.nn.functional.cross_entropy(answers(delta, batch), labels)
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_spot_evaluates_as_its_source_before_it_is_trained() -> None:
+    """Attached fresh, the prompt is another; transferred, it answers what its source answers."""
+    batch = KIN.batch()
+    source = api.attach(roomy(), "spot")
+    fitted(source, batch, torch.zeros(4, dtype=torch.long), 3)
+    expected = answers(source, batch)
+    target = api.attach(roomy(), "spot", seed=3)
+    assert not torch.equal(answers(target, batch), expected)
+    start_from(target, source)
+    assert torch.equal(answers(target, batch), expected)
+    fitted(target, batch, torch.ones(4, dtype=torch.long), 1)
+    assert not same(target.tensors(), source.tensors())
+
+
+def test_ppt_goes_from_running_text_to_a_task_without_a_loss(tmp_path: Path) -> None:
+    """Pairs of halves, real and exchanged, stand for next sentences; their prompt starts the task,
+    bit for bit, and a head of the task's own stands beside it.
+    """
+    follows = KIN.batch(rows=4)
+    follows["input_ids"][2:, 3:] = follows["input_ids"][2:, 3:].flip(0)
+    pretrained = api.attach(roomy(), "ppt + head(labels=2)")
+    losses = fitted(pretrained, follows, torch.tensor([1, 1, 0, 0]), 12)
+    assert losses[-1] < losses[0]
+    folder = api.save(pretrained, tmp_path / "pretrained")
+    delta = api.attach(roomy(), "ppt + head(labels=3)", seed=4)
+    start_from(delta, folder)
+    name = "prompt/encoder/P"
+    assert torch.equal(delta.tensors()[name], pretrained.tensors()[name])
+    batch = KIN.batch(seed=2)
+    losses = fitted(delta, batch, torch.tensor([0, 1, 2, 0]), 12)
+    assert losses[-1] < losses[0]
+    assert not torch.equal(delta.tensors()[name], pretrained.tensors()[name])
+
+
+def test_warp_trains_tokens_and_a_verbaliser() -> None:
+    model, batch = KIN.build(), KIN.batch()
+    d, outputs = 32, 3
+    delta = api.attach(model, "warp")
+    assert delta.bank.numel == (20 + outputs) * d + outputs
+    torch.autograd.backward(KIN.logits(model, batch)[:, :2].square().sum())
+    gradients = delta.bank.gradients(0)
+    assert {n.rpartition("/")[2] for n, g in gradients.items() if g.any()} == {
+        "P",
+        "weight",
+        "bias",
+    }
+    assert all(parameter.grad is None for parameter in model.parameters())
+    losses = fitted(delta, batch, torch.tensor([0, 1, 1, 0]), 12)
+    assert losses[-1] < losses[0]
+    # Without its tokens it is a linear probe of what the classifier reads.
+    held = {n: v for n, v in delta.tensors().items() if n.startswith("head/")}
+    delta.detach()
+    read: list[Tensor] = []
+    classifier = model.get_submodule("classifier")
+    handle = classifier.register_forward_hook(lambda m, args, output: read.append(args[0]))
+    probe = api.attach(model, "head(labels=2)")
+    probe.bank.write(0, held)
+    with torch.no_grad():
+        found = KIN.logits(model, batch)[:, :2]
+    handle.remove()
+    weight, bias = (
+        next(v for n, v in held.items() if n.endswith(f"/{k}")) for k in ("weight", "bias")
+    )
+    torch.testing.assert_close(found, read[0] @ weight[:2].T + bias[:2])

@@ -33,6 +33,7 @@ SPECIAL = " ".join(map(str, range(2, 60)))
 READERS = (
     "tiny_attention(heads=2)",
     "pals(width=8, heads=2)",
+    "lst(reduction=4, heads=2)",
     "reft(rank=2, first=1, last=2)",
     "direft(rank=2, first=2, last=1, separate=True)",
     "noreft(rank=2)",

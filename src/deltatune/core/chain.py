@@ -145,6 +145,9 @@ class Chain:
             if link.method.shows():
                 shown = by_slot(link.method.show, rows, x, part, text, leaves, None)
                 text = link.reader.with_shown(link, text, shown)
+            if link.method.carries():
+                carried = by_slot(link.method.carry, rows, x, part, text, leaves, None)
+                text = link.reader.with_carried(link, text, carried)
             new = by_slot(link.method.read, rows, x, part, text, leaves, part)
         return link.paste(y, link.weaken(part, new.to(y.dtype)))
 

@@ -24,6 +24,7 @@ from deltatune.core.fingerprint import Fingerprint, fingerprint
 from deltatune.core.per_thread import PerThread
 from deltatune.core.quantised import Quantised
 from deltatune.core.storage import storage_of
+from deltatune.core.text import handed_on
 
 if TYPE_CHECKING:
     from deltatune.core.delta import Delta
@@ -42,6 +43,7 @@ class Host:
         labels: of batches that are given to the model without them; a `with host.labels.set(...)`
             says where prompts end, for the methods that read it.
         answers: the labels of the call under way.
+        encoded: what the encoder of the call under way hands on beside its output; see `core.text`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -53,6 +55,7 @@ class Host:
         self.depth = 0
         self.labels: PerThread[Tensor | None] = PerThread(None)
         self.answers: Tensor | None = None
+        self.encoded: dict[str, Tensor] = {}
         self.flags = [
             (module, name, parameter.requires_grad)
             for module in model.modules()
@@ -156,13 +159,13 @@ class Host:
         finally:
             self.depth -= 1
             if self.depth == 0:
-                self.answers = None
+                self.answers, self.encoded = None, {}
                 for delta in self.deltas:
                     delta.bank.close()
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in self.__dict__.items() if name != "lock"}
-        return state | {"depth": 0, "_known": {}, "answers": None}
+        return state | {"depth": 0, "_known": {}, "answers": None, "encoded": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -185,6 +188,7 @@ class _Opening:
         with self.host.opened():
             if self.host.depth == 1:
                 self.host.answers = kwargs.get("labels", self.host.labels.get())
+                self.host.encoded = handed_on(kwargs.get("encoder_outputs"))
             return inner(*args, **kwargs)
 
 

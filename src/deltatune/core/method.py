@@ -20,7 +20,9 @@ What a method does in training beside following the gradient (draws, penalties, 
 
 An `output` face that must know which tokens are real, and where they stand, is given by `read`.
 What its tokens let others read is given by `show` beside it: the kernel keeps it in the model's
-cache.
+cache. What a site hands on to the next of the same call is given by `carry`: such a method has a
+road of its own beside the blocks, and where `read` leaves y alone, the blocks have no graph.
+Virtual tokens that depend on the text are given by `embed_for`.
 
 `fast` may stand beside any other `weight`: a cheaper road to the same result. It sees a slot axis
 or none: leaves are [..., rows, columns] and x is [..., tokens, features]; write products with `.mT`
@@ -111,6 +113,7 @@ class Method(abc.ABC):
         own = [face for face in FACES if getattr(cls, face) is not getattr(Method, face)]
         own += ["weight"] if cls.has_factors() else []
         own += ["output"] if cls.read is not Method.read else []
+        own += ["embed"] if cls.embeds_for() else []
         if len(own) != 1:
             raise TypeError(
                 f"{cls.__name__} must define exactly one of {', '.join(FACES)}; it has {own}."
@@ -224,6 +227,13 @@ class Method(abc.ABC):
     def settle(self, sites: Sequence[Found], memory: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Sets leaves and `memory` in place from what was seen, once, before the first step."""
 
+    def stray(self, h: Tensor, p: Leaves) -> Tensor:
+        """How far activations lie from those of training, one number: h [rows, width] behind the
+        block of a site. `core.adapting` minimises it at test time; what it compares with is set by
+        `settle`, from "activations": the mean of h hᵀ over rows that were answered correctly.
+        """
+        raise NotImplementedError
+
     def stored(self) -> Method:
         """The method that an artefact names: itself, or the plain form that `collapse` yields."""
         return self
@@ -259,6 +269,12 @@ class Method(abc.ABC):
         """What each token lets later ones read, [rows, tokens, width]; it comes as `text.shown`."""
         raise NotImplementedError
 
+    def carry(self, x: Tensor, y: Tensor, text: Text, p: Leaves) -> Tensor:
+        """What a site hands on, [rows, tokens, width]: the next site of the stack, and `read` here,
+        have it as `text.carried`; an encoder's last, for the decoder, as `text.source.carried`.
+        """
+        raise NotImplementedError
+
     def attend(self, p: Leaves) -> tuple[Tensor, ...]:
         """The attend face: keys [tokens, key width] and values [tokens, value width].
 
@@ -269,6 +285,13 @@ class Method(abc.ABC):
 
     def embed(self, p: Leaves) -> Tensor:
         """The embed face: virtual tokens [tokens, width]."""
+        raise NotImplementedError
+
+    def embed_for(self, x: Tensor, text: Text, p: Leaves) -> Tensor:
+        """The embed face with the embedded text x [rows, tokens, width]: virtual tokens for each
+        row, [rows, virtual tokens, width], as many whatever the text. Of the text, `text.prompt`
+        says what may be read where answers follow; it is empty once a cache holds the tokens.
+        """
         raise NotImplementedError
 
     def select(self, site: Site) -> Mapping[str, Form]:
@@ -318,9 +341,24 @@ class Method(abc.ABC):
         return type(self).read is not Method.read
 
     @classmethod
+    def embeds_for(cls) -> bool:
+        """Whether its virtual tokens depend on the text."""
+        return cls.embed_for is not Method.embed_for
+
+    @classmethod
+    def strays(cls) -> bool:
+        """Whether it measures how far activations stray."""
+        return cls.stray is not Method.stray
+
+    @classmethod
     def shows(cls) -> bool:
         """Whether its tokens let others read something."""
         return cls.show is not Method.show
+
+    @classmethod
+    def carries(cls) -> bool:
+        """Whether its sites hand something on to the next."""
+        return cls.carry is not Method.carry
 
     @property
     def target(self) -> str:

@@ -116,7 +116,7 @@ class Found:
     Attributes:
         site: where.
         values: the trained and fixed leaves by name, detached.
-        seen: "inputs" or "gradients" to what was collected; of "squares" leaf names.
+        seen: "inputs", "gradients" or "activations" to what was collected; of "squares" leaf names.
     """
 
     site: Site

@@ -68,8 +68,8 @@ class Site:
             path.
         rows: (start, stop) of the output features of a fused projection, None for all.
         key_width, value_width: features of keys and values, at attention sites; else 0.
-        allotted: what falls to each parameter of a budget that `Method.choose` spends over all
-            sites.
+        allotted: what `Method.choose`, which sees all sites, says of a parameter or leaf here: what
+            falls to it of a budget, or whether it is there.
         members: how many methods a mixer weighs here.
         projections: of keys and of values, at attention sites where each is one map of what the
             attention reads; else none.

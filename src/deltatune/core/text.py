@@ -1,4 +1,5 @@
-"""Text: which tokens of a stack are real, where its prompts end, what earlier tokens have shown.
+"""Text: which tokens of a stack are real, where its prompts end, what earlier tokens have shown,
+and what a method carries from site to site.
 
 A token stack (an encoder, a decoder) is called with ids and a mask; the modules inside it see
 hidden states alone. A method whose output depends on other tokens, or on where a token stands, gets
@@ -6,13 +7,18 @@ a `Text` beside them. It is read at the call of the stack that the site lies in,
 and the decoder have each their own, and generation goes through the same place.
 
 Under gradient checkpointing a block runs again in the backward pass, when another text may have
-been read since: what is checkpointed carries its own.
+been read since: what is checkpointed has its own with it. What a method carries goes into it and
+out of it as arguments and results, so that gradients find their way under both kinds.
+
+What was carried through an encoder goes on to the decoder beside the encoder's output: within a
+call through the host, while a model generates as an entry of `encoder_outputs`, which is repeated
+for beams with all others.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -24,16 +30,28 @@ from deltatune.core.calls import bound, parameter_names
 from deltatune.core.errors import StateError, UnsupportedError
 from deltatune.core.roles import places
 from deltatune.core.shown import remember
+from deltatune.core.site import Place
 
 if TYPE_CHECKING:
     from deltatune.core.chain import Inner
     from deltatune.core.host import Host
     from deltatune.core.link import Link
 
-__all__ = ["Text", "TextReader", "check_unread", "follow", "forget", "token_stack"]
+__all__ = [
+    "Text",
+    "TextReader",
+    "check_unread",
+    "follow",
+    "forget",
+    "handed_on",
+    "is_causal",
+    "text_of",
+    "token_stack",
+]
 
 _IGNORED = -100  # the label of a token that is not asked for
 _FUNCTION = "_gradient_checkpointing_func"  # of modules of transformers
+_CARRIED = "deltatune_carried"  # begins the names of what is carried
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,11 @@ class Text:
         ids: [rows, tokens], or None where the model is called with embeddings.
         causal: whether a token sees those before it alone.
         shown: [rows, past + tokens, width], what the method's `show` gave; None without one.
+        carried: [rows, tokens, width], what the method's `carry` gave at the site before, and for
+            `read` here; None at the first of the stack.
+        source: in a decoder that reads an encoder, that one's text, all of it real and a prompt
+            alike, with what its last site carried; else None.
+        states: what is carried just now, by name, of all methods.
     """
 
     real: Tensor
@@ -55,6 +78,9 @@ class Text:
     ids: Tensor | None
     causal: bool
     shown: Tensor | None = None
+    carried: Tensor | None = None
+    source: Text | None = None
+    states: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -73,9 +99,11 @@ class Text:
 
     def of_rows(self, index: Tensor) -> Text:
         """The text of some rows."""
-        ids = None if self.ids is None else self.ids[index]
-        shown = None if self.shown is None else self.shown[index]
-        return Text(self.real[index], self.prompt[index], ids, self.causal, shown)
+        maybe = (self.ids, self.shown, self.carried)
+        ids, shown, carried = (None if one is None else one[index] for one in maybe)
+        source = None if self.source is None else self.source.of_rows(index)
+        real, prompt = self.real[index], self.prompt[index]
+        return Text(real, prompt, ids, self.causal, shown, carried, source)
 
 
 @dataclass(eq=False)
@@ -88,9 +116,10 @@ class TextReader:
         causal: whether its tokens see those before them alone.
         blocks: how many it has.
         checkpointed: its modules that may be checkpointed.
+        encodes: whether it is the encoder of an encoder-decoder.
         links: those that read the text.
         text: of the call under way, with the cache that it goes on with.
-        again: by thread, the text of a block that runs again in the backward pass.
+        again: by thread, the text of a checkpointed block, which runs again in the backward pass.
     """
 
     host: Host
@@ -98,6 +127,7 @@ class TextReader:
     causal: bool
     blocks: int
     checkpointed: list[nn.Module]
+    encodes: bool
     links: list[Link] = field(default_factory=list)
     text: Text | None = None
     cache: Any = None
@@ -109,10 +139,17 @@ class TextReader:
             return inner(*args, **kwargs)
         given = bound(self.names, args, kwargs)
         self.cache = given.get("past_key_values")
-        self.text = self.text_of(given)
+        past = 0 if self.cache is None else int(self.cache.get_seq_length())
+        name = self.links[0].method.name
+        self.text = text = text_of(given, self.host, name, self.causal, past)
         try:
             with self.carrying():
-                return inner(*args, **kwargs)
+                output = inner(*args, **kwargs)
+            if self.encodes and text is not None and text.states:
+                self.host.encoded = dict(text.states)
+                for name, state in text.states.items() if isinstance(output, dict) else ():
+                    output[name] = state
+            return output
         finally:
             self.text = self.cache = None
 
@@ -132,44 +169,16 @@ class TextReader:
                 if function is not None:
                     module.__dict__[_FUNCTION] = function
 
-    def text_of(self, given: dict[str, Any]) -> Text | None:
-        """The text of a call. Raises UnsupportedError for a mask that does not name tokens."""
-        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
-        tokens = embeds if ids is None else ids
-        if tokens is None:  # the stack itself says what is missing
-            return None
-        size, length = tokens.shape[:2]
-        past = 0 if self.cache is None else int(self.cache.get_seq_length())
-        mask = given.get("attention_mask")
-        if mask is None:
-            mask = tokens.new_ones(size, past + length, dtype=torch.bool)
-        if not isinstance(mask, Tensor) or mask.shape[1:] != (past + length,):
-            found = tuple(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-            raise UnsupportedError(
-                f"{self.links[0].method.name} must know which tokens are padding: it needs a mask "
-                f"[rows, {past + length}], one entry for each token so far; it got {found}. Static "
-                "caches make other masks in a decoder: use a dynamic cache."
-            )
-        real = (mask != 0).expand(size, -1)
-        prompt = real if past == 0 else real.new_zeros(size, length)
-        answers = self.host.answers
-        if self.causal and past == 0 and answers is not None and answers.dim() == 2:
-            behind = length - answers.shape[1]  # what was generated without a cache
-            if answers.shape[0] == size and behind >= 0:
-                asked = torch.nn.functional.pad(answers != _IGNORED, (0, behind), value=True)
-                prompt = prompt & (asked.cumsum(1) == 0)
-        return Text(real, prompt, ids, self.causal)
-
     @property
     def current(self) -> Text | None:
         """The text that a link reads just now."""
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0:
-            return self.again.get(threading.get_ident(), self.text)
-        return self.text
+        if torch.compiler.is_compiling():
+            return self.text
+        return self.again.get(threading.get_ident(), self.text)
 
     @contextmanager
     def once_more(self, text: Text) -> Iterator[None]:
-        """Within it `text` is current in this thread's backward pass."""
+        """Within it `text` is current in this thread."""
         thread = threading.get_ident()
         self.again[thread] = text
         try:
@@ -198,6 +207,8 @@ class TextReader:
                 "again in a backward pass that does not tell by which text. Call the whole model, "
                 "and checkpoint it by model.gradient_checkpointing_enable()."
             )
+        if link.method.carries():
+            text = self._with_states(link, text)
         if y.shape[:2] != text.prompt.shape:
             raise UnsupportedError(
                 f"{name} reads the text [rows, tokens] {tuple(text.prompt.shape)}, and its module "
@@ -211,21 +222,70 @@ class TextReader:
         past = text.real.shape[1] - text.tokens
         return replace(text, shown=remember(self.cache, self.blocks, id(link), past, new))
 
+    def with_carried(self, link: Link, text: Text, new: Tensor) -> Text:
+        """The text with what a site hands on, [rows, tokens, width]; the next site will find it."""
+        text.states[_carried(link, link.site.stack)] = new
+        return replace(text, carried=new)
+
+    def _with_states(self, link: Link, text: Text) -> Text:
+        """The text with what comes from the site before and from the encoder."""
+        source, handed = text.source, text.states.get(_carried(link, "encoder"))
+        if source is not None and handed is not None:
+            source = replace(source, carried=handed)
+        elif source is not None and any(one.site.stack == "encoder" for one in _kin(link)):
+            raise StateError(
+                f"{link.method.name} carries something from the encoder to the decoder, and these "
+                "encoder outputs hold nothing of it. Let the model encode while the delta is "
+                "attached and on, and hand its encoder_outputs on whole (return_dict=True)."
+            )
+        carried = text.states.get(_carried(link, link.site.stack))
+        return replace(text, carried=carried, source=source)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "text": None, "cache": None, "again": {}}
 
 
 @dataclass(eq=False)
 class _Carried:
-    """What is checkpointed, with the text that it was first computed with."""
+    """What is checkpointed, with the text that it was first computed with.
+
+    It is called with what is carried in front of its own arguments, and gives what it carries on
+    behind its own results.
+
+    Attributes:
+        names: of what is carried into it.
+        changed: of what it carries on; known after its first call.
+        alone: whether its own result is one, and no tuple.
+    """
 
     reader: TextReader
     text: Text
     function: Callable[..., Any]
+    names: tuple[str, ...]
+    changed: tuple[str, ...] = ()
+    alone: bool = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.reader.once_more(self.text):
-            return self.function(*args, **kwargs)
+        count = len(self.names)
+        given = dict(zip(self.names, args[:count], strict=True))
+        text = replace(self.text, states=dict(given))
+        with self.reader.once_more(text):
+            output = self.function(*args[count:], **kwargs)
+        states = text.states
+        self.changed = tuple(name for name in states if states[name] is not given.get(name))
+        self.alone = not isinstance(output, tuple)
+        if not self.changed:
+            return output
+        output = (output,) if self.alone else output
+        return (*output, *(states[name] for name in self.changed))
+
+    def take(self, output: Any, states: dict[str, Tensor]) -> Any:
+        """Its own result; what it carries on is put among the states."""
+        if not self.changed:
+            return output
+        count = len(self.changed)
+        states.update(zip(self.changed, output[-count:], strict=True))
+        return output[0] if self.alone else output[:-count]
 
 
 @dataclass(eq=False)
@@ -237,7 +297,85 @@ class _Checkpoint:
     function: Callable[..., Any]
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return self.function(_Carried(self.reader, self.text, function), *args, **kwargs)
+        states = self.text.states
+        # Without the states: they lead to the graph that holds what is checkpointed.
+        inside = _Carried(self.reader, replace(self.text, states={}), function, tuple(states))
+        return inside.take(self.function(inside, *states.values(), *args, **kwargs), states)
+
+
+def text_of(
+    given: Mapping[str, Any], host: Host, name: str, causal: bool, past: int
+) -> Text | None:
+    """The text of a call of a token stack; None without tokens, of which the stack complains.
+
+    Args:
+        given: the arguments of the stack, by name.
+        host: of the model.
+        name: of the method that reads the text.
+        causal: whether a token sees those before it alone.
+        past: tokens of the text that the stack's cache holds.
+
+    Raises UnsupportedError for a mask that does not name tokens.
+    """
+    ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+    tokens = embeds if ids is None else ids
+    if tokens is None:
+        return None
+    size, length = tokens.shape[:2]
+    mask = given.get("attention_mask")
+    if mask is None:
+        mask = tokens.new_ones(size, past + length, dtype=torch.bool)
+    if not isinstance(mask, Tensor) or mask.shape[1:] != (past + length,):
+        found = tuple(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        raise UnsupportedError(
+            f"{name} must know which tokens are padding: it needs a mask [rows, {past + length}], "
+            f"one entry for each token so far; it got {found}. Static caches make other masks in a "
+            "decoder: use a dynamic cache."
+        )
+    real = (mask != 0).expand(size, -1)
+    prompt = real if past == 0 else real.new_zeros(size, length)
+    answers = host.answers
+    if causal and past == 0 and answers is not None and answers.dim() == 2:
+        behind = length - answers.shape[1]  # what was generated without a cache
+        if answers.shape[0] == size and behind >= 0:
+            asked = torch.nn.functional.pad(answers != _IGNORED, (0, behind), value=True)
+            prompt = prompt & (asked.cumsum(1) == 0)
+    encoded = given.get("encoder_hidden_states")
+    if encoded is None:
+        return Text(real, prompt, ids, causal)
+    seen = given.get("encoder_attention_mask")
+    seen = encoded.new_ones(encoded.shape[:2]) if seen is None else seen
+    source = Text(seen != 0, seen != 0, None, False)
+    return Text(real, prompt, ids, causal, source=source, states=dict(host.encoded))
+
+
+def is_causal(host: Host, path: str) -> bool:
+    """Whether a token of the stack at `path` sees those before it alone."""
+    decodes = bool(
+        getattr(getattr(host.model.get_submodule(path), "config", None), "is_decoder", False)
+    )
+    return decodes or any(place.stack == "decoder" for place in _inside(host, path))
+
+
+def _inside(host: Host, path: str) -> list[Place]:
+    return [p for p in places(host.model) if not path or p.module.startswith(f"{path}.")]
+
+
+def handed_on(output: Any) -> dict[str, Tensor]:
+    """What an encoder handed on beside its output; nothing where the output is none of ours."""
+    if not isinstance(output, Mapping):
+        return {}
+    return {name: value for name, value in output.items() if name.startswith(_CARRIED)}
+
+
+def _carried(link: Link, stack: str) -> str:
+    """The name of what a method carries through a stack."""
+    return f"{_CARRIED}.{id(link.delta)}.{link.part}.{stack}"
+
+
+def _kin(link: Link) -> list[Link]:
+    """The links of the same method."""
+    return [one for one in link.delta.links if one.part == link.part]
 
 
 def token_stack(model: nn.Module, path: str) -> str | None:
@@ -298,12 +436,11 @@ def _stack_of(host: Host, link: Link) -> str | None:
 
 def _reader(host: Host, path: str) -> TextReader:
     stack = host.model.get_submodule(path)
-    inside = [p for p in places(host.model) if not path or p.module.startswith(f"{path}.")]
-    decodes = bool(getattr(getattr(stack, "config", None), "is_decoder", False))
-    causal = decodes or any(place.stack == "decoder" for place in inside)
-    blocks = len({place.block for place in inside} - {None})
+    blocks = len({place.block for place in _inside(host, path)} - {None})
     checkpointed = [m for m in stack.modules() if hasattr(m, "gradient_checkpointing")]
-    return TextReader(host, parameter_names(stack), causal, blocks, checkpointed)
+    encodes = any(stack is one for one in host.entrances[1:])
+    causal = is_causal(host, path)
+    return TextReader(host, parameter_names(stack), causal, blocks, checkpointed, encodes)
 
 
 def forget(host: Host, links: Sequence[Link]) -> None:

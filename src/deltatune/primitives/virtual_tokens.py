@@ -29,7 +29,7 @@ class _FromVocabulary:
     def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
         assert self.site.entry is not None
         table = self.site.table()
-        drawn = torch.randint(table.shape[0], shape[:1], generator=random).to(table.device)
+        drawn = torch.randint(table.shape[0], shape[:-1], generator=random).to(table.device)
         if table.is_meta:
             return torch.zeros(shape)
         # BART's and Gemma's embeddings give their rows scaled, and so the text beside the prompt.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deltatune.backbones.virtual_tokens.tokens import tokens_of
+from deltatune.backbones.virtual_tokens.tokens import count_of, tokens_for, tokens_of
 from deltatune.core.calls import bound, parameter_names
 from deltatune.core.chain import Inner
 from deltatune.core.errors import ConfigurationError, StateError, TargetError, UnsupportedError
@@ -21,7 +21,7 @@ from deltatune.core.seam import SEAMS, Seam
 from deltatune.core.site import Site
 from deltatune.core.storage import storage_of
 from deltatune.core.target import find_places
-from deltatune.core.text import token_stack
+from deltatune.core.text import is_causal, text_of, token_stack
 
 __all__ = ["EmbedSeam"]
 
@@ -32,6 +32,8 @@ _MARK = "_deltatune_virtual"  # on a cache: how many virtual positions it holds
 class _Lengthen:
     """What goes around a token stack: virtual tokens in front on the way in, off on the way out."""
 
+    host: Host
+    causal: bool
     stack: nn.Module
     embedding: nn.Module
     names: tuple[str, ...]  # of the stack's arguments
@@ -77,12 +79,23 @@ class _Lengthen:
         pieces: list[Tensor] = []
         present: Tensor | None = None
         for link in links:
-            (tokens,), some = tokens_of(link, tensor.shape[0], weight.dtype, pair=False)
+            if link.method.embeds_for():
+                tokens, some = self.made_for(link, kwargs)
+            else:
+                (tokens,), some = tokens_of(link, tensor.shape[0], weight.dtype, pair=False)
             pieces.insert(0, tokens)
             if some is not None and present is not None and not torch.equal(some, present):
                 raise UnsupportedError("Two prompts on one stack must be routed to the same rows.")
             present = some if some is not None else present
         return torch.cat(pieces, dim=1), present
+
+    def made_for(self, link: Link, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """The tokens that depend on the text of the call."""
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else cache.get_seq_length() - getattr(cache, _MARK, 0)
+        text = text_of(kwargs, self.host, link.method.name, self.causal, past)
+        assert text is not None
+        return tokens_for(link, self.embeds(kwargs), text)
 
     def embeds(self, kwargs: dict[str, Any]) -> Tensor:
         given: Tensor | None = kwargs.get("inputs_embeds")
@@ -157,7 +170,7 @@ class _ShowPrompt:
             present = links[0].rows(states.shape[0])
             shown = torch.tensor([slot is not None for slot in present.slots], device=states.device)
             if mask is None and not shown.all():
-                count = sum(link.method.embed(link.leaves(0)).shape[0] for link in links)
+                count = sum(count_of(link) for link in links)
                 mask = torch.ones(states.shape[0], states.shape[1] - count, device=states.device)
             if mask is not None and mask.shape[-1] < states.shape[1]:
                 front = shown[:, None].expand(-1, states.shape[1] - mask.shape[-1]).to(mask.dtype)
@@ -281,7 +294,8 @@ class EmbedSeam(Seam):
         assert link.site.entry is not None
         both = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
         table = position_table(stack)
-        around = _Lengthen(stack, link.site.entry[1], parameter_names(stack), not both, table)
+        causal, embedding = is_causal(host, link.site.path), link.site.entry[1]
+        around = _Lengthen(host, causal, stack, embedding, parameter_names(stack), not both, table)
         if table is not None:
             host.chain(table).arounds.append(_ShiftBack(around))
         if both:
