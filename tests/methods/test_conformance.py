@@ -78,6 +78,7 @@ CATALOGUE = (
     "pruned_bitfit",
     "pissa(rank=3)",
     "poly(rank=2, experts=3)",
+    "qa_lora(rank=3, group=8)",
     "randlora(rank=8, alpha=32.0)",
     "random_subset(share=0.2, at='block.linear | norm')",
     "red",
