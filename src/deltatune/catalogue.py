@@ -130,20 +130,6 @@ _ABSENT: Mapping[str, Absent] = {
         review_category="additive",
         count="2dm + m + 2 d",
     ),
-    "loftq": Absent(
-        reason=(
-            "its start is what quantising takes from the weight, and a backbone holds the weight "
-            "before quantising or after it, not both"
-        ),
-        nearest="pissa",
-        text="""LoftQ: Q(W) + B A, B A beginning as the best approximation of W - Q(W).
-
-        Li et al. 2023, arXiv:2310.08659.
-        """,
-        category="reparameterisation",
-        review_category="reparameterised",
-        count="r (i + d)",
-    ),
     "longlora": Absent(
         reason=(
             "while it trains, attention runs within shifted groups of tokens, and no face changes "

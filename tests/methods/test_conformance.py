@@ -56,6 +56,7 @@ CATALOGUE = (
     "ln_tuning",
     "loha(rank=3)",
     "lokr(rank=1)",
+    "loftq(rank=3)",
     "lora_fa(rank=3)",
     "lora_plus(rank=3)",
     "lora_xs(rank=3)",
