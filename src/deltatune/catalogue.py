@@ -53,6 +53,17 @@ _PRESETS: Mapping[str, Preset] = {
         with `quantise='nf4'`. The authors halve the dropout for 33 billion parameters and more.
         """,
     ),
+    "l_lora": Preset(
+        expression="lora_fa",
+        text="""L-LoRA: W' = W + (alpha / rank) B A0, LoRA linearised where it begins.
+
+        Tang et al. 2023, arXiv:2310.04742. The authors replace what each adapted map gives by its
+        tangent in A and B at the start, A0 and B0: s (B A0 + B0 (A - A0)). B0 is zero, so that A
+        has no gradient and stays: LoRA-FA. What several tasks have learned from one seed is added
+        up in `composition`.
+        """,
+        aliases=("linearised_lora", "partial_linearisation"),
+    ),
     "lora_all": Preset(
         expression="lora(at='block.linear')",
         text="""LoRA on all linear maps: W' = W + (alpha / rank) B A at every linear map of every
