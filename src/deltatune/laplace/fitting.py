@@ -48,7 +48,8 @@ def fit(
         structure: "kronecker", or "diagonal" for single entries.
         rank: a side of a Kronecker product that is wider keeps so many directions, as the authors
             do with 10; None keeps all.
-        precision: λ; None takes that of the largest marginal likelihood.
+        precision: λ; None takes that of the largest marginal likelihood, which is too small where
+            rows are few: compare others on validation rows, by `Posterior.at`.
         noise: for a regression, the variance of its labels; None for classes.
         together: rows of one pass of the model, each with a copy of the leaves.
         read: takes logits [rows, classes] from what the model gives; for an answer in words, those
