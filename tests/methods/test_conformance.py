@@ -90,6 +90,7 @@ CATALOGUE = (
     "rslora(rank=3)",
     "sam",
     "shira(rank=2)",
+    "snip_adapter(bottleneck=8)",
     "sparse_adapter(bottleneck=8)",
     "vb_lora(rank=2, vectors=6, block=4)",
     "trainable_tokens(tokens='2:97')",

@@ -15,7 +15,7 @@ from deltatune.core.policy import Held, Moment
 from deltatune.core.select import Difference, Form
 from deltatune.core.site import Site
 
-__all__ = ["Pruned", "best", "entries"]
+__all__ = ["Pruned", "best", "entries", "masks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +96,14 @@ class Pruned:
     def _choose(self, sites: Sequence[Held], memory: Mapping[str, Tensor]) -> None:
         memory["turned"].fill_(True)
         leaves = list(entries(sites))
-        worth = [self.worth(memory[f"{name}.score"]).flatten() for name, *_ in leaves]
-        if not self.per_tensor:
-            sizes = [len(one) for one in worth]
-            chosen = list(torch.split(best(torch.cat(worth), self.share), sizes))
-        else:
-            chosen = [best(one, self.share) for one in worth]
+        worth = [self.worth(memory[f"{name}.score"]) for name, *_ in leaves]
+        chosen = (
+            [best(one.flatten(), self.share).view_as(one) for one in worth]
+            if self.per_tensor
+            else masks(worth, self.share)
+        )
         for (name, value, _), mask in zip(leaves, chosen, strict=True):
-            memory[f"{name}.kept"].copy_(mask.view_as(value))
+            memory[f"{name}.kept"].copy_(mask)
             value.zero_()
 
 
@@ -113,6 +113,13 @@ def best(worth: Tensor, share: float) -> Tensor:
     count = max(1, round(share * len(worth)))
     chosen[worth.topk(count).indices] = True
     return chosen
+
+
+def masks(worth: Sequence[Tensor], share: float) -> list[Tensor]:
+    """The most important entries of several tensors together, as a mask of each."""
+    sizes = [one.numel() for one in worth]
+    chosen = torch.split(best(torch.cat([one.flatten() for one in worth]), share), sizes)
+    return [mask.view_as(one) for mask, one in zip(chosen, worth, strict=True)]
 
 
 def entries(sites: Sequence[Held]) -> Iterator[tuple[str, Tensor, Tensor]]:
