@@ -90,6 +90,25 @@ _PRESETS: Mapping[str, Preset] = {
         the task's head along; add `head`.
         """,
     ),
+    "s_mam": Preset(
+        expression=(
+            "pruned_prefix(length=30, structured=True) "
+            "+ pruned_parallel(bottleneck=512, structured=True)"
+        ),
+        text="""S-MAM: the mix-and-match adapter, of which whole tokens and hidden units are kept.
+
+        Lawton et al. 2023, arXiv:2305.16597. Each of the two keeps its share; the authors have one
+        budget for both.
+        """,
+    ),
+    "u_mam": Preset(
+        expression="pruned_prefix(length=30) + pruned_parallel(bottleneck=512)",
+        text="""U-MAM: the mix-and-match adapter, of which single entries are kept.
+
+        Lawton et al. 2023, arXiv:2305.16597. Each of the two keeps its share; the authors have one
+        budget for both.
+        """,
+    ),
     "simultaneous_combination": Preset(
         expression="prompt(length=10) + bitfit + adapter",
         text="""Simultaneous combination: virtual tokens, every bias and a bottleneck behind every

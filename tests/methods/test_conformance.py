@@ -77,6 +77,8 @@ CATALOGUE = (
     "phm_adapter(bottleneck=4, terms=2)",
     "propetl(bottleneck=4)",
     "pruned_bitfit",
+    "pruned_parallel(bottleneck=4)",
+    "pruned_prefix(length=3)",
     "pissa(rank=3)",
     "poly(rank=2, experts=3)",
     "qa_lora(rank=3, group=8)",
