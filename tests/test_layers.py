@@ -44,6 +44,7 @@ TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         frozenset({"core", "primitives"}),
         frozenset({"torch", "numpy", "cma", "scipy"}),
     ),
+    "laplace": (frozenset({"core"}), frozenset({"torch", "safetensors", "pydantic"})),
     "evaluation": (frozenset({"core", "tasks", "backbones"}), ANY),
     "study": (
         frozenset({"core", "tasks", "training", "evaluation"}),

@@ -180,7 +180,7 @@ def train(
         protocol: "clean" or "faithful".
         data: the folder that holds the tasks' rows, or "hub"; else the variable DELTATUNE_DATA.
         options: `train_rows`, `validation_rows`, `test_rows`, `maximum_source`, `mode`, `dtype`,
-            `quantise`.
+            `quantise`, `error_rank`.
         folder: of the run, which goes on from there if it was interrupted.
         progress: what shows the run.
         trunk_cache: keeps what the frozen blocks below the delta give, where that pays.

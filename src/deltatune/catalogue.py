@@ -97,6 +97,17 @@ _PRESETS: Mapping[str, Preset] = {
         with `quantise='nf4'`. The authors halve the dropout for 33 billion parameters and more.
         """,
     ),
+    "l_lora": Preset(
+        expression="lora_fa",
+        text="""L-LoRA: W' = W + (alpha / rank) B A0, LoRA linearised where it begins.
+
+        Tang et al. 2023, arXiv:2310.04742. The authors replace what each adapted map gives by its
+        tangent in A and B at the start, A0 and B0: s (B A0 + B0 (A - A0)). B0 is zero, so that A
+        has no gradient and stays: LoRA-FA. What several tasks have learned from one seed is added
+        up in `composition`.
+        """,
+        aliases=("linearised_lora", "partial_linearisation"),
+    ),
     "lora_all": Preset(
         expression="lora(at='block.linear')",
         text="""LoRA on all linear maps: W' = W + (alpha / rank) B A at every linear map of every
@@ -121,6 +132,25 @@ _PRESETS: Mapping[str, Preset] = {
 
         Lee et al. 2019, arXiv:1911.03090. In an encoder-decoder of both stacks. The authors train
         the task's head along; add `head`.
+        """,
+    ),
+    "s_mam": Preset(
+        expression=(
+            "pruned_prefix(length=30, structured=True) "
+            "+ pruned_parallel(bottleneck=512, structured=True)"
+        ),
+        text="""S-MAM: the mix-and-match adapter, of which whole tokens and hidden units are kept.
+
+        Lawton et al. 2023, arXiv:2305.16597. Each of the two keeps its share; the authors have one
+        budget for both.
+        """,
+    ),
+    "u_mam": Preset(
+        expression="pruned_prefix(length=30) + pruned_parallel(bottleneck=512)",
+        text="""U-MAM: the mix-and-match adapter, of which single entries are kept.
+
+        Lawton et al. 2023, arXiv:2305.16597. Each of the two keeps its share; the authors have one
+        budget for both.
         """,
     ),
     "simultaneous_combination": Preset(
@@ -184,20 +214,6 @@ _ABSENT: Mapping[str, Absent] = {
         category="addition",
         review_category="additive",
         count="2dm + m + 2 d",
-    ),
-    "loftq": Absent(
-        reason=(
-            "its start is what quantising takes from the weight, and a backbone holds the weight "
-            "before quantising or after it, not both"
-        ),
-        nearest="pissa",
-        text="""LoftQ: Q(W) + B A, B A beginning as the best approximation of W - Q(W).
-
-        Li et al. 2023, arXiv:2310.08659.
-        """,
-        category="reparameterisation",
-        review_category="reparameterised",
-        count="r (i + d)",
     ),
     "longlora": Absent(
         reason=(

@@ -25,7 +25,7 @@ from deltatune.testing.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = cards()
-ABSENT_HERE = {"coda", "loftq", "longlora", "loraprune", "attention_fusion", "s3delta", "autopeft"}
+ABSENT_HERE = {"coda", "longlora", "loraprune", "attention_fusion", "s3delta", "autopeft"}
 TEXT = """Mine: W' = 2 W,
 every entry.
 

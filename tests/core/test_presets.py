@@ -64,7 +64,7 @@ def test_the_groups_of_s4_part_the_blocks(t5: PreTrainedModel) -> None:
 
 
 def test_what_does_not_work_says_why_and_what_is_near(t5: PreTrainedModel) -> None:
-    assert len(ABSENT) == 7
+    assert len(ABSENT) == 6
     for name, absent in ABSENT.items():
         for text in (name, f"{name}(rank=3)", f"lora + {name}"):
             with pytest.raises(ConfigurationError, match=f"{name} does not work here: ") as raised:

@@ -250,6 +250,12 @@ def test_propetl_shares_all_but_the_masks_and_stores_those_as_bits(tmp_path: Pat
 # ---- SparseAdapter
 
 
+def test_a_snip_adapter_asks_for_scores_that_are_not_zero() -> None:
+    for fields in ("up_std=0.0", "sparsity=1.0"):
+        with pytest.raises(ConfigurationError, match=r"sparsity lies in \[0, 1\) and up_std"):
+            parse(f"snip_adapter({fields})")
+
+
 def test_a_sparse_adapter_is_an_adapter_with_zeros() -> None:
     method = "sparse_adapter(bottleneck=4, sparsity=0.75, activation='relu')"
     kept = 4 * OUTPUTS // 4

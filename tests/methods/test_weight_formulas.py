@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -208,6 +209,30 @@ def test_shira_changes_so_many_entries() -> None:
     assert int((new != W).sum()) == p["S"].numel() == 2 * (INPUTS + OUTPUTS)
 
 
+@settings(deadline=None, max_examples=20)
+@given(st.sampled_from([1, 2, 4, 8]), st.integers(2, 8), st.integers(0, 9))
+def test_zero_points_of_groups_take_up_qa_lora(group: int, bits: int, seed: int) -> None:
+    """W' of a base of codes, scales and zero points is that of the same codes and scales."""
+    rank, groups = 2, INPUTS // group
+    random = np.random.default_rng(seed)
+    codes = random.integers(0, 2**bits, (OUTPUTS, groups, group))
+    scales = random.uniform(0.1, 1.0, (OUTPUTS, groups, 1))
+    zeros = random.uniform(0, 2**bits, (OUTPUTS, groups, 1))
+    A, B = random.normal(size=(rank, groups)), random.normal(size=(OUTPUTS, rank))
+    W = (scales * (codes - zeros)).reshape(OUTPUTS, INPUTS)
+    (method,) = parse(f"qa_lora(rank={rank}, alpha=6.0, group={group})")
+    leaves = {"A": torch.tensor(A), "B": torch.tensor(B)}
+    new, _ = method.weight(torch.tensor(W), None, leaves)
+    moved = zeros - 3.0 * (B @ A)[:, :, None] / scales
+    wanted = (scales * (codes - moved)).reshape(OUTPUTS, INPUTS)
+    np.testing.assert_allclose(new.numpy(), wanted, rtol=1e-10, atol=1e-10)
+    # Algorithm 1 of the paper: what is pooled is a mean times its size.
+    x = random.normal(size=(5, INPUTS))
+    pooled = x.reshape(5, groups, group).mean(axis=2) * group
+    added = method.fast(torch.tensor(x), torch.zeros(5, OUTPUTS, dtype=torch.float64), leaves)
+    np.testing.assert_allclose(added.numpy(), 3.0 * pooled @ A.T @ B.T, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("method", "error", "words"),
     [
@@ -226,6 +251,8 @@ def test_shira_changes_so_many_entries() -> None:
         ("shira(rank=99)", TargetError, "Choose 1 to 9"),
         ("fourierft(frequencies=999)", TargetError, "has 384 frequencies"),
         ("vera(rank=0)", ConfigurationError, "at least 1"),
+        ("qa_lora(group=5)", TargetError, "Choose one of 1, 2, 4, 8, 16"),
+        ("qa_lora(rank=5, group=4)", TargetError, "reads 4 groups of 4 .* smaller rank or group"),
         ("miss(rank=0)", ConfigurationError, "at least 1"),
         ("multilora(terms=0)", ConfigurationError, "at least 1"),
         ("compacter(up_std=0.1)", ConfigurationError, "up_std has no meaning"),

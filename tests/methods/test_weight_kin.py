@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -270,6 +271,67 @@ def test_the_bank_is_one_for_all_sites() -> None:
     )
     assert sum(name.endswith("/bank") for name in delta.tensors()) == 1
     assert sum(name.endswith("/A") for name in delta.tensors()) > 1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch.func.jvp's own
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 8), st.floats(0.5, 20.0), st.integers(0, 9))
+def test_l_lora_is_the_tangent_of_lora_where_it_begins(rank: int, alpha: float, seed: int) -> None:
+    """What an adapted map gives, linearised in the leaves: for every x, so that weights agree."""
+    random = torch.Generator().manual_seed(seed)
+    (lora,) = parse(f"lora(rank={rank}, alpha={alpha})")
+    (preset,) = parse("l_lora")
+    frozen = dataclasses.replace(preset, rank=rank, alpha=alpha)
+    W, x, A0, A, B, B0 = (
+        torch.randn(shape, generator=random, dtype=torch.float64)
+        for shape in (
+            *((OUTPUTS, INPUTS), (5, INPUTS), (rank, INPUTS), (rank, INPUTS)),
+            *((OUTPUTS, rank), (OUTPUTS, rank)),
+        )
+    )
+
+    def tangent(B0: Tensor) -> Tensor:
+        def output(p: Leaves) -> Tensor:
+            return lora.fast(x, x @ W.mT, p)
+
+        start, way = {"A": A0, "B": B0}, {"A": A - A0, "B": B - B0}
+        at_start, moved = torch.func.jvp(output, (start,), (way,))
+        return at_start + moved
+
+    ours = frozen.fast(x, x @ W.mT, {"A": A0, "B": B})
+    torch.testing.assert_close(tangent(torch.zeros_like(B)), ours)
+    new, _ = frozen.weight(W, None, {"A": A0, "B": B})
+    torch.testing.assert_close(ours, x @ new.mT)
+    # The identity is one of this start: elsewhere A moves the tangent, too.
+    more = lora.scale * x @ (B0 @ (A - A0)).mT
+    torch.testing.assert_close(tangent(B0), ours + more)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch.func.jvp's own
+def test_l_lora_is_trained_as_the_tangent_is() -> None:
+    random = torch.Generator().manual_seed(0)
+    x, y = torch.randn(12, INPUTS, generator=random), torch.randn(12, OUTPUTS, generator=random)
+    model = Tiny()
+    delta = api.attach(model, "l_lora", at="lin")
+    (lora,) = parse("lora")
+    A, B = (delta.tensors()[name].clone() for name in sorted(delta.tensors()))
+    start, way = {"A": A, "B": B}, {"A": torch.zeros_like(A), "B": torch.zeros_like(B)}
+    base = model.lin(x).detach()
+
+    def loss(way: Leaves) -> Tensor:
+        at_start, moved = torch.func.jvp(lambda p: lora.fast(x, base, p), (start,), (way,))
+        return (at_start + moved - y).square().mean()
+
+    for _ in range(5):
+        gradients = torch.func.grad(loss)(way)
+        assert not gradients["A"].any()
+        way = {name: value - 0.5 * gradients[name] for name, value in way.items()}
+        (gradient,) = torch.autograd.grad((model(x) - y).square().mean(), delta.bank.slots)
+        with torch.no_grad():
+            delta.bank.slots[0].sub_(0.5 * gradient)
+    held = {name.rpartition("/")[2]: value for name, value in delta.tensors().items()}
+    torch.testing.assert_close(held["B"], way["B"])
+    assert held["B"].abs().max() > 0.05 and torch.equal(held["A"], A)
 
 
 @pytest.mark.parametrize("shared", [0, 2])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -347,6 +348,81 @@ def test_pruned_bitfit_keeps_whole_vectors_where_it_is_structured() -> None:
     held = [v for v in run.delta.tensors().values() if len(v) > 1]
     partly = [v for v in held if 0 < int((v != 0).sum()) < len(v)]
     assert len(partly) <= 1 and any(v.any() for v in held) and not all(v.any() for v in held)
+
+
+GROUPS = {"D": 0, "c": 0, "U": 1, "K": 0, "V": 0}  # of one hidden unit, or token: an axis
+
+
+@pytest.mark.parametrize("structured", [False, True])
+@pytest.mark.parametrize("method", ["pruned_parallel(bottleneck=6", "pruned_prefix(length=5"])
+def test_what_matters_in_first_order_begins_again_where_it_began(
+    method: str, structured: bool
+) -> None:
+    """Scores and groups found by hand, over steps that are made up."""
+    _, run = a_run("bert", f"{method}, share=0.4, structured={structured})")
+    delta, random = run.delta, np.random.default_rng(0)
+    policies, start = Policies(delta, [0]), {n: v.clone() for n, v in delta.tensors().items()}
+    score = {name: np.zeros(value.shape) for name, value in start.items()}
+    row = delta.bank.slots[0]
+    for step, done in enumerate((0.0, 0.1, 0.2, 0.3)):
+        row.data += torch.from_numpy(random.normal(size=row.shape)).float()
+        row.grad = torch.from_numpy(random.normal(size=row.shape)).float()
+        found = delta.bank.gradients(0)
+        for name, value in delta.tensors().items():
+            score[name] += value.double().numpy() * found[name].double().numpy()
+        assert policies.on_gradients(step, done) is (done == 0.3)
+        policies.on_step(step, done)
+    worth = {}
+    for name, one in score.items():
+        site, _, leaf = name.rpartition("/")
+        if structured and leaf in GROUPS:
+            kin = [(score[f"{site}/{n}"], a) for n, a in GROUPS.items() if f"{site}/{n}" in score]
+            sums = sum(np.moveaxis(s, a, 0).reshape(s.shape[a], -1).sum(1) for s, a in kin)
+            shape = [-1 if axis == GROUPS[leaf] else 1 for axis in range(one.ndim)]
+            worth[name] = np.broadcast_to(np.abs(sums).reshape(shape), one.shape)
+        elif structured:
+            worth[name] = np.full(one.shape, abs(one.sum()))
+        else:
+            worth[name] = np.abs(one)
+    ranked = np.sort(np.concatenate([one.ravel() for one in worth.values()]))[::-1]
+    least = ranked[round(0.4 * len(ranked)) - 1]
+    for name, value in delta.tensors().items():
+        kept = torch.from_numpy(worth[name] >= least * (1 - 1e-5))
+        assert torch.equal(value, torch.where(kept, start[name], 0.0)), name
+
+
+def test_a_structured_adapter_is_a_smaller_one() -> None:
+    _, run = a_run("bert", "pruned_parallel(bottleneck=6, share=0.5, structured=True)")
+    trained(run, "bert")
+    kin, delta = FAMILIES["bert"], run.delta
+    held = {name.partition("/")[2]: value for name, value in delta.tensors().items()}
+    units: dict[str, Tensor] = {}
+    for name, value in held.items():
+        site, _, leaf = name.rpartition("/")
+        if leaf == "D":
+            units[site] = value.any(1)
+            assert torch.equal(units[site], held[f"{site}/U"].any(0))
+            assert not held[f"{site}/c"][~units[site]].any()
+    sizes = [int(one.sum()) for one in units.values()]
+    assert 0 < sum(sizes) < 6 * len(sizes)
+    with torch.no_grad():
+        wanted = kin.logits(delta.model, kin.batch())
+    # Every site with the units that are left, in a bottleneck as wide as the largest needs.
+    small = api.attach(FAMILIES["bert"].build(), f"parallel(bottleneck={max(sizes)})")
+    packed = {}
+    for name, value in small.tensors().items():
+        rest = name.partition("/")[2]
+        site, _, leaf = rest.rpartition("/")
+        packed[name] = value.zero_()
+        if leaf == "e":
+            packed[name].copy_(held[rest])
+            continue
+        axis = GROUPS[leaf]
+        kept = held[rest].movedim(axis, 0)[units[site]]
+        packed[name].movedim(axis, 0)[: len(kept)] = kept
+    small.bank.write(0, packed)
+    with torch.no_grad():
+        torch.testing.assert_close(kin.logits(small.model, kin.batch()), wanted)
 
 
 def test_free_child_tuning_keeps_the_gradient_in_the_mean() -> None:

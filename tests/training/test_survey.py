@@ -34,6 +34,7 @@ METHODS = [
     f"lora_ga(rank=2, rows=5, at='{LINEAR}')",
     f"corda(rank=2, rows=5, at='{LINEAR}')",
     "fish(share=0.1, rows=5)",
+    "snip_adapter(bottleneck=6, sparsity=0.75, rows=5)",
 ]
 
 
@@ -243,6 +244,28 @@ def test_fish_moves_the_entries_of_the_largest_information() -> None:
     assert 0.99 * count <= int(chosen.sum()) <= count
     # Only values at the very threshold may fall to either side.
     assert float(there[chosen].min()) >= 0.99 * float(there[~chosen].max())
+
+
+def test_snip_keeps_the_entries_that_matter_most() -> None:
+    """|w dL/dw| of an adapter of the same start, by plain autograd over a batch of all rows."""
+    method, rows = "snip_adapter(bottleneck=6, sparsity=0.75, rows=5)", rows_for("bert")
+    plain = a_delta("bert", "adapter(bottleneck=6, activation='gelu', up_std=0.02)")
+    delta = a_delta("bert", method)
+    drawn = {name: value.clone() for name, value in delta.tensors().items()}
+    plain.bank.write(0, {n.replace("snip_adapter", "adapter"): v for n, v in drawn.items()})
+    plain.model(**collate(first_rows("bert"))).loss.backward()
+    found = plain.bank.gradients(0)
+    names = [name for name in drawn if name.endswith(("/D", "/U"))]
+    scores = [drawn[n] * found[n.replace("snip_adapter", "adapter")] for n in names]
+    there = torch.cat([score.abs().flatten() for score in scores])
+    fit(Run(delta), rows, collate, settings=settings(weight_decay=0.1), budget=Steps(4))
+    held = delta.tensors()
+    chosen = torch.cat([held[name].flatten() != 0 for name in names])
+    assert int(chosen.sum()) == round(0.25 * len(there))
+    assert float(there[chosen].min()) >= 0.99 * float(there[~chosen].max())
+    moved = [held[name] != drawn[name] for name in names]
+    assert all(one.any() for one in moved)  # and those that were kept were trained
+    assert all(held[n].all() for n in held if n.endswith("/e"))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -98,6 +98,7 @@ def load_backbone(
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
     quantise: str | None = None,
+    error_rank: int = 0,
 ) -> Backbone:
     """Loads a pretrained model and its tokenizer.
 
@@ -109,6 +110,7 @@ def load_backbone(
         revision: branch, tag or commit, for hub ids only.
         quantise: "int8" or "nf4": how the linear maps of the blocks are kept; see
             `backbones.quantise`.
+        error_rank: how much of what that rounds off is kept for `loftq`; see there.
 
     Raises:
         UnknownNameError: no such name; carries the nearest embedded ones.
@@ -146,7 +148,7 @@ def load_backbone(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if quantise is not None:
-        quantising.quantise(model, quantise)
+        quantising.quantise(model, quantise, error_rank=error_rank)
     return Backbone(name, model, tokenizer, form, commit)
 
 

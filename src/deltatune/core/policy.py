@@ -89,7 +89,7 @@ class Moment:
     draws: Draws
 
 
-Kind = Literal["inputs", "gradients", "squares"]
+Kind = Literal["inputs", "gradients", "leaves", "squares"]
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,9 @@ class Wanted:
     Attributes:
         kind: "inputs": of each site the mean of x xᵀ over all tokens that it reads, [inputs,
             inputs]; "gradients": of each site the gradient of the mean loss with respect to its
-            weight, [outputs, inputs]; "squares": of each trained leaf the mean over rows of the
-            squared gradient of a row's loss. The first two are for the `weight` face.
+            weight, [outputs, inputs]; "leaves": of each trained leaf the gradient of the mean loss;
+            "squares": of each trained leaf the mean over rows of the squared gradient of a row's
+            loss. The first two are for the `weight` face.
         rows: how many rows of the training data, in the order in which they are trained on first;
             all of them where there are fewer.
     """
@@ -116,7 +117,8 @@ class Found:
     Attributes:
         site: where.
         values: the trained and fixed leaves by name, detached.
-        seen: "inputs", "gradients" or "activations" to what was collected; of "squares" leaf names.
+        seen: "inputs", "gradients" or "activations" to what was collected; of the others leaf
+            names.
     """
 
     site: Site

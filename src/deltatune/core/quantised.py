@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import functools
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,20 @@ from torch.nn import functional
 from deltatune.core.low_rank import Weight
 from deltatune.core.storage import Storage, storage_of
 
-__all__ = ["Quantised", "base_bytes", "count_parameters", "format_of", "shape_of"]
+__all__ = [
+    "Quantised",
+    "base_bytes",
+    "count_parameters",
+    "error_of",
+    "format_of",
+    "keep_error",
+    "shape_of",
+]
+
+Rows = tuple[int, int] | None  #: of the outputs of a fused map; None for all
+Factors = tuple[Tensor, Tensor]  #: A [rank, inputs] and B [outputs, rank]
+
+_ERROR = "_deltatune_error"  # on a module: what quantising took from its weight, by rows
 
 
 class Quantised(Storage):
@@ -59,6 +73,23 @@ def shape_of(module: nn.Module, name: str) -> tuple[int, ...] | None:
         inputs, outputs = storage.widths(module)
         return outputs, inputs
     return tuple(parameter.shape)
+
+
+def keep_error(module: nn.Module, factors: Mapping[Rows, Factors]) -> None:
+    """Remembers a low-rank part of W - Q(W) beside the codes. It is no part of the model's state.
+
+    Args:
+        module: a quantised map.
+        factors: B A, for all outputs or for slices of a fused map; the largest triplets first.
+    """
+    if factors:
+        module.__dict__[_ERROR] = dict(factors)
+
+
+def error_of(module: nn.Module, rows: Rows = None) -> Factors | None:
+    """What `keep_error` kept of these rows; None if it kept nothing of them."""
+    held: Mapping[Rows, Factors] = module.__dict__.get(_ERROR, {})
+    return held.get(rows)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from deltatune.core.quantised import Quantised, shape_of
+from deltatune.core.quantised import Quantised, error_of, shape_of
 from deltatune.core.storage import storage_of
 from deltatune.core.whole import first_parameter, identity, whole_parameter
 
@@ -146,6 +146,12 @@ class Site:
         """
         weight = storage_of(self.module).view(self.value("weight"))
         return weight if self.rows is None else weight[slice(*self.rows)]
+
+    def error(self) -> tuple[Tensor, Tensor] | None:
+        """What quantising took from the weight, as far as it was kept: A [rank, inputs] and
+        B [outputs, rank], the largest triplets of the error first; None if it was not.
+        """
+        return error_of(self.module, self.rows)
 
 
 def sizes(sites: Sequence[Site]) -> dict[tuple[str, str], int]:

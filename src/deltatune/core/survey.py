@@ -60,7 +60,8 @@ class Survey:
         assert isinstance(bank, Bank)
         self._row = bank.slots[slot]
         self._links = [link for link in delta.links if link.part == part.key]
-        self._squares = torch.zeros_like(self._row) if wanted.kind == "squares" else None
+        self._of_leaves = wanted.kind in ("leaves", "squares")
+        self._total = torch.zeros_like(self._row) if self._of_leaves else None
         self._sums: dict[Link | nn.Module, Tensor] = {}
         self._tokens: dict[nn.Module, int] = {}
         self._seen = 0
@@ -87,12 +88,12 @@ class Survey:
                 raise TrainingError(
                     f"The loss of a row that {self.name} looks at is not finite ({float(loss)})."
                 )
+            times = items if kind in ("gradients", "leaves") else 1
             if kind != "inputs":
-                times = items if kind == "gradients" else 1
                 (gradient,) = torch.autograd.grad(loss * times, self._row)
-                if self._squares is not None:
-                    self._squares.addcmul_(gradient, gradient)
-        self._seen += items if kind == "gradients" else 1
+                if self._total is not None:
+                    self._total += gradient if kind == "leaves" else gradient.square()
+        self._seen += times
 
     @torch.no_grad()
     def settle(self, memory: Mapping[str, Tensor]) -> None:
@@ -105,8 +106,8 @@ class Survey:
             raise TrainingError(f"{self.name} found no row with a label to begin from.")
         for key, total in self._sums.items():
             total /= self._seen if isinstance(key, Link) else self._tokens[key]
-        if self._squares is not None:
-            self._squares /= self._seen
+        if self._total is not None:
+            self._total /= self._seen
         values = self.delta.tensors(self.slot)
         found = [
             Found(link.site, {name: values[full] for name, full in link.names.items()}, seen)
@@ -116,10 +117,10 @@ class Survey:
         self.part.method.settle(found, memory)
 
     def _found(self, link: Link) -> dict[str, Tensor]:
-        if self._squares is not None:
+        if self._total is not None:
             bank = self.delta.bank
             assert isinstance(bank, Bank)
-            pieces = dict(zip(bank.trained, torch.split(self._squares, bank.sizes), strict=True))
+            pieces = dict(zip(bank.trained, torch.split(self._total, bank.sizes), strict=True))
             return {
                 name: pieces[full].view(bank.trained[full])
                 for name, full in link.names.items()
@@ -131,7 +132,7 @@ class Survey:
     @contextmanager
     def _watching(self) -> Iterator[None]:
         """Within it every call of a site's module is seen."""
-        if self.wanted.kind == "squares":
+        if self._of_leaves:
             yield
             return
         modules = dict.fromkeys(link.site.module for link in self._links)

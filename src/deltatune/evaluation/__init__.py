@@ -6,12 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deltatune.evaluation.calibration import calibration as calibration
     from deltatune.evaluation.predict import predict as predict
     from deltatune.evaluation.score import score as score
 
-_HOMES = {"predict": "deltatune.evaluation.predict", "score": "deltatune.evaluation.score"}
+_HOMES = {
+    "calibration": "deltatune.evaluation.calibration",
+    "predict": "deltatune.evaluation.predict",
+    "score": "deltatune.evaluation.score",
+}
 
-__all__ = ["predict", "score"]
+__all__ = ["calibration", "predict", "score"]
 
 
 def __getattr__(name: str) -> Any:

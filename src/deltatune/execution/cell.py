@@ -109,7 +109,7 @@ def shared_base(cell: Cell) -> str | None:
     alone = cell.settings.base_dropout or cell.settings.tokens_per_pass is not None
     if alone or expression.in_place or expression.stages:
         return None
-    kept = cell.options.get("dtype"), cell.options.get("quantise")
+    kept = (cell.options.get(name) for name in ("dtype", "quantise", "error_rank"))
     base = cell.backbone, cell.revision, _width(cell.task), *kept
     shared = cell.settings.precision, cell.settings.packing
     return repr((*base, str(expression), *shared))

@@ -37,6 +37,7 @@ OPTIONS: Mapping[str, str] = {
     "mode": "how a text-to-text model answers: generate or rank",
     "dtype": "numbers of the frozen backbone: float32 or bfloat16; deltas are float32 on both",
     "quantise": "how the frozen linear maps are kept: int8 or nf4; else in plain numbers",
+    "error_rank": "with quantise: singular triplets of what is rounded off, kept for loftq",
 }
 
 
@@ -109,7 +110,8 @@ def backbone_for(
     quantise, dtype = options.get("quantise"), options.get("dtype") or "float32"
     if dtype not in _DTYPES:
         raise UnknownNameError("dtype of a backbone", str(dtype), _DTYPES)
-    return _loaded(name, width, revision, str(dtype), None if quantise is None else str(quantise))
+    kept = None if quantise is None else str(quantise)
+    return _loaded(name, width, revision, str(dtype), kept, int(options.get("error_rank") or 0))
 
 
 def describe(backbone: str, task: str, *, protocol: str, data: str | Path | None) -> dict[str, Any]:
@@ -124,10 +126,20 @@ def describe(backbone: str, task: str, *, protocol: str, data: str | Path | None
 # One backbone serves all cells that follow each other on it: every delta leaves it as it was.
 @functools.lru_cache(maxsize=1)
 def _loaded(
-    name: str, labels: int | None, revision: str | None, dtype: str, quantise: str | None
+    name: str,
+    labels: int | None,
+    revision: str | None,
+    dtype: str,
+    quantise: str | None,
+    error_rank: int,
 ) -> Backbone:
     return load_backbone(
-        name, labels=labels, dtype=getattr(torch, dtype), revision=revision, quantise=quantise
+        name,
+        labels=labels,
+        dtype=getattr(torch, dtype),
+        revision=revision,
+        quantise=quantise,
+        error_rank=error_rank,
     )
 
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError
@@ -22,7 +21,7 @@ from deltatune.core.policy import Found, Held, Kind, Moment
 from deltatune.core.select import Difference, Form
 from deltatune.core.site import Site
 from deltatune.primitives.from_data import FromData
-from deltatune.primitives.pruning import best, entries
+from deltatune.primitives.pruning import entries, masks
 
 
 @register("fish")
@@ -55,10 +54,9 @@ class FISH(FromData, Method):
 
     def settle(self, sites: Sequence[Found], memory: Mapping[str, Tensor]) -> None:
         found = list(entries([Held(one.site, one.values, one.seen) for one in sites]))
-        chosen = best(torch.cat([squares.flatten() for *_, squares in found]), self.share)
-        masks = torch.split(chosen, [value.numel() for _, value, _ in found])
-        for (name, value, _), mask in zip(found, masks, strict=True):
-            memory[name].copy_(mask.view_as(value))
+        chosen = masks([squares for *_, squares in found], self.share)
+        for (name, *_), mask in zip(found, chosen, strict=True):
+            memory[name].copy_(mask)
 
     def remember(self, sites: Sequence[Held]) -> Mapping[str, Tensor]:
         return {name: value != 0 for name, value, _ in entries(sites)}

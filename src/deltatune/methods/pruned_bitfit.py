@@ -11,30 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from deltatune.core.method import Method, register
 from deltatune.primitives.biases import Biases
-from deltatune.primitives.pruning import Pruned
+from deltatune.primitives.pruning import FirstOrder
 
 
 @register("pruned_bitfit")
 @dataclass(frozen=True, kw_only=True)
-class PrunedBitFit(Biases, Pruned, Method):
-    """The biases that matter.
-
-    Attributes:
-        structured: whether whole vectors are chosen.
-    """
-
-    share: float = 0.5
-    structured: bool = False
+class PrunedBitFit(Biases, FirstOrder, Method):
+    """The biases that matter; with `structured` whole vectors of them."""
 
     count: ClassVar[str] = "d, a share kept"
     aliases: ClassVar[tuple[str, ...]] = ("u_bitfit", "s_bitfit")
-
-    def observe(self, score: Tensor, value: Tensor, gradient: Tensor) -> None:
-        score.add_(value * gradient)
-
-    def worth(self, score: Tensor) -> Tensor:
-        return score.sum().abs().expand_as(score) if self.structured else score.abs()

@@ -1,7 +1,7 @@
 """SparseAdapter: y' = y + (U ⊙ M_U) σ((D ⊙ M_D) y + c) + e, the masks M fixed from the start.
 
 He et al. 2022, arXiv:2210.04284. The masks are drawn at random, the same share off in every map.
-The paper finds SNIP better, whose scores need gradients on data before training; that is not here.
+The paper finds SNIP better, whose scores need gradients on data before training: `snip_adapter`.
 What is off is neither trained nor stored, and biases have no mask. The paper's Large-Sparse setting
 is a wider bottleneck at a higher sparsity: `sparse_adapter(bottleneck=256, sparsity=0.75)` costs as
 many weights as `adapter(bottleneck=64)`. D starts as that of an adapter, U at zero.
