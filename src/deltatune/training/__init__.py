@@ -15,6 +15,7 @@ from deltatune.training.settings import Settings
 
 if TYPE_CHECKING:
     from deltatune.training.loop import fit
+    from deltatune.training.mixture import Mixture
     from deltatune.training.progress import Progress, choose_progress
     from deltatune.training.state import Evaluation, Result
     from deltatune.training.surveying import survey
@@ -26,6 +27,7 @@ __all__ = [
     "Epochs",
     "Evaluation",
     "Job",
+    "Mixture",
     "Progress",
     "Result",
     "Seconds",
@@ -44,6 +46,7 @@ __all__ = [
 
 _HOMES = {
     "Evaluation": "state",
+    "Mixture": "mixture",
     "Progress": "progress",
     "Result": "state",
     "Trainable": "trainable",
