@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast, get_args
 
 from torch import nn
 
@@ -26,6 +26,7 @@ from deltatune.study.comparison import Comparison, run_comparison
 from deltatune.study.runner import Together, Watch
 from deltatune.study.store import JournalStore
 from deltatune.study.summary import Summary, summarise
+from deltatune.tasks.example import SplitName
 from deltatune.training.progress import Progress
 from deltatune.training.settings import Settings
 from deltatune.training.trunk_cache import TrunkCache
@@ -153,7 +154,7 @@ def _routed(
 
 def train(
     backbone: str,
-    task: str,
+    task: str | Sequence[str],
     method: Methods,
     at: str | None = None,
     *,
@@ -171,7 +172,9 @@ def train(
 
     Args:
         backbone: a name that `load_backbone` takes.
-        task: a task's id, the path of a record, or of a data file with a text and a label column.
+        task: a task's id, the path of a record, or of a data file with a text and a label column;
+            several, in a list or as "one + another", are learned by one delta, each scored by its
+            own metric, and their average decides.
         method: see `attach`. A head is added where the task needs one.
         at: see `attach`.
         budget: "300 steps", "2 epochs", "10 minutes", "1e6 tokens".
@@ -180,7 +183,7 @@ def train(
         protocol: "clean" or "faithful".
         data: the folder that holds the tasks' rows, or "hub"; else the variable DELTATUNE_DATA.
         options: `train_rows`, `validation_rows`, `test_rows`, `maximum_source`, `mode`, `dtype`,
-            `quantise`.
+            `quantise`; of several tasks `temperature`, `cap`, `mixed`, see `Mixture`.
         folder: of the run, which goes on from there if it was interrupted.
         progress: what shows the run.
         trunk_cache: keeps what the frozen blocks below the delta give, where that pays.
@@ -194,7 +197,7 @@ def train(
         backbone=backbone,
         method=str(Expression.of(method)),
         at=at,
-        task=task,
+        task=task if isinstance(task, str) else " + ".join(task),
         protocol=protocol,
         seed=seed,
         budget=budget,
@@ -285,29 +288,29 @@ def evaluate(
     """
     from deltatune.execution import ground
     from deltatune.execution.cell import attached
+    from deltatune.execution.goals import goals_of
 
     facts = artefact.read(folder).facts
     backbone, task = backbone or facts.get("backbone"), task or facts.get("task")
     if backbone is None or task is None:
         missing = "backbone" if backbone is None else "task"
         raise ConfigurationError(f"The delta in {folder} names no {missing}. Give {missing}=...")
-    if split not in ("train", "validation", "test"):
-        raise UnknownNameError("split", split, ("train", "validation", "test"))
+    if split not in get_args(SplitName):
+        raise UnknownNameError("split", split, get_args(SplitName))
     kept = {name: facts.get(name) for name in ("dtype", "quantise")}
     chosen = {**kept, **(options or {})}
     ground.check_options(chosen)
-    record, splits = ground.rows_of(task, protocol, data, chosen)
-    loaded = ground.backbone_for(backbone, record, None, chosen)
-    examples = getattr(splits, split)
+    goals = goals_of(task, protocol, data, chosen)
+    loaded = ground.backbone_for(backbone, goals.tasks, None, chosen)
     with attached(artefact.load(loaded.model, folder)):
-        found = ground.evaluate_on(loaded, record, examples, options=chosen)
+        found = goals.evaluate(loaded, cast(SplitName, split), chosen, lambda _: nullcontext())
     return {
-        "task": record.name,
+        "task": goals.name,
         "split": split,
-        "rows": len(examples),
+        "rows": goals.rows(cast(SplitName, split)),
         "scores": found.scores,
-        "status": splits.status,
-        "notes": [*record.notes, *splits.notes, *found.warnings],
+        "status": goals.status,
+        "notes": [*goals.notes, *found.warnings],
     }
 
 

@@ -17,7 +17,7 @@ from deltatune.core.in_place import InPlaceBank
 from deltatune.core.policy import Policies, penalty, rate_factors
 from deltatune.core.survey import Survey, surveys
 
-__all__ = ["Run", "SlotRun"]
+__all__ = ["RoutedRun", "Run", "SlotRun"]
 
 
 class Run(nn.Module):
@@ -167,3 +167,14 @@ class SlotRun(Run):
         """Says which step of its own comes next."""
         self.delta.keyed = True
         self.delta.steps[self.slot] = step
+
+
+class RoutedRun(Run):
+    """All slots of a delta as one run: a batch says in `slots` [rows] through which of them each of
+    its rows goes.
+    """
+
+    def forward(self, **batch: Any) -> Any:
+        """See Run."""
+        with self.delta.route(batch.pop("slots").tolist()):
+            return super().forward(**batch)

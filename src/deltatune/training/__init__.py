@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deltatune.training.progress import Progress, choose_progress
     from deltatune.training.state import Evaluation, Result
     from deltatune.training.surveying import survey
+    from deltatune.training.tasks import fit_tasks
     from deltatune.training.trainable import Trainable
     from deltatune.training.trunk_cache import TrunkCache
 
@@ -40,6 +41,7 @@ __all__ = [
     "choose_progress",
     "fit",
     "fit_many",
+    "fit_tasks",
     "parse",
     "survey",
 ]
@@ -55,6 +57,7 @@ _HOMES = {
     "Job": "many",
     "fit": "loop",
     "fit_many": "many",
+    "fit_tasks": "tasks",
     "survey": "surveying",
 }
 

@@ -8,9 +8,10 @@ epochs of its own, without replacement, so that the state to be kept is two numb
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -57,6 +58,16 @@ class Mixture(Sequence[Any]):
         self.temperature, self.cap, self.mixed = float(temperature), cap, mixed
         self._rows = [row for rows in tasks.values() for row in rows]
         self._tasks = [task for task, count in enumerate(self.counts) for _ in range(count)]
+
+    def map(self, change: Callable[[int, Any], Any]) -> Mixture:
+        """The same mixture of other rows.
+
+        Args:
+            change: the number of a task and one of its rows to the row that takes its place.
+        """
+        made = copy.copy(self)
+        made._rows = list(map(change, self._tasks, self._rows))
+        return made
 
     def __len__(self) -> int:
         return len(self._rows)
