@@ -18,6 +18,7 @@ from deltatune.core.errors import (
     UnknownNameError,
 )
 from deltatune.core.grammar import Expression
+from deltatune.core.layout import Sharing
 from deltatune.core.method import Method
 from deltatune.core.plan import Plan
 from deltatune.core.plan import plan as plan_expression
@@ -53,6 +54,7 @@ def attach(
     *,
     slots: int = 1,
     seed: int | Sequence[int] = 0,
+    sharing: Sharing = "none",
 ) -> Delta:
     """Binds a method, or a sum of methods, to a model; the model is frozen and the delta acts.
 
@@ -63,15 +65,21 @@ def attach(
         at: the target of every method that names none itself.
         slots: how many deltas of the method to hold beside each other.
         seed: initial values and dropout depend on it alone.
+        sharing: what the slots have in common, one tensor for all of them: "none", "method" for
+            what the methods name as shared, "all" for all but heads.
 
     Raises:
         ConfigurationError, TargetError, UnsupportedError, StateError: see `core.delta.attach`.
     """
     if isinstance(method, str | Method | Expression):
-        return delta.attach(model, Expression.of(method).at(at), slots=slots, seed=seed)
+        return delta.attach(
+            model, Expression.of(method).at(at), slots=slots, seed=seed, sharing=sharing
+        )
     if slots != 1:
         raise ConfigurationError("Give either `slots` or a list with a method for each slot.")
-    return delta.attach(model, [Expression.of(one).at(at) for one in method], seed=seed)
+    return delta.attach(
+        model, [Expression.of(one).at(at) for one in method], seed=seed, sharing=sharing
+    )
 
 
 def plan(backbone: str | nn.Module, method: Methods, at: str | None = None) -> Plan:
@@ -89,9 +97,20 @@ def plan(backbone: str | nn.Module, method: Methods, at: str | None = None) -> P
     return plan_expression(backbone, Expression.of(method).at(at))
 
 
-def save(trained: Delta, folder: str | Path, *, slot: int = 0, overwrite: bool = False) -> Path:
-    """Writes one slot of a delta as `delta.json` and `delta.safetensors`. Raises ArtefactError."""
-    return artefact.save(trained, folder, slot=slot, overwrite=overwrite)
+def save(
+    trained: Delta,
+    folder: str | Path,
+    *,
+    slot: int = 0,
+    overwrite: bool = False,
+    as_trained: bool = False,
+) -> Path:
+    """Writes one slot of a delta as `delta.json` and `delta.safetensors`. Raises ArtefactError.
+
+    With `as_trained` a method is written as it is trained, where it is stored in another form
+    (`p_tuning`, `intrinsic_prompt`), so that others can start from it.
+    """
+    return artefact.save(trained, folder, slot=slot, overwrite=overwrite, as_trained=as_trained)
 
 
 def load(folder: str | Path, model: nn.Module, *, across_formats: bool = False) -> Delta:
@@ -183,7 +202,9 @@ def train(
         protocol: "clean" or "faithful".
         data: the folder that holds the tasks' rows, or "hub"; else the variable DELTATUNE_DATA.
         options: `train_rows`, `validation_rows`, `test_rows`, `maximum_source`, `mode`, `dtype`,
-            `quantise`; of several tasks `temperature`, `cap`, `mixed`, see `Mixture`.
+            `quantise`; of several tasks `temperature`, `cap`, `mixed`, see `Mixture`, and
+            `sharing`, which gives each of them a slot, see `attach`. The tasks of an encoder, which
+            need heads of their own, have slots that share all else.
         folder: of the run, which goes on from there if it was interrupted.
         progress: what shows the run.
         trunk_cache: keeps what the frozen blocks below the delta give, where that pays.
@@ -301,7 +322,7 @@ def evaluate(
     chosen = {**kept, **(options or {})}
     ground.check_options(chosen)
     goals = goals_of(task, protocol, data, chosen)
-    loaded = ground.backbone_for(backbone, goals.tasks, None, chosen)
+    loaded = ground.backbone_for(backbone, goals.tasks, None, chosen, facts.get("head_width"))
     with attached(artefact.load(loaded.model, folder)):
         found = goals.evaluate(loaded, cast(SplitName, split), chosen, lambda _: nullcontext())
     return {
