@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pytest
 import torch
-from tests.training.standin import events
 from torch import Tensor
 
 from deltatune import api
@@ -176,42 +173,3 @@ def test_what_does_not_fit_is_refused(backbone: Backbone) -> None:
             validate={"frist": lambda: {"ACC": 0.0}},
         )
     delta.detach()
-
-
-OPTIONS = {"train_rows": 48, "validation_rows": 6, "test_rows": 6, "temperature": 2.0}
-
-
-def test_embedded_tasks_are_learned_by_one_delta(tmp_path: Path) -> None:
-    tasks = ["minimal_pairs", "docstring_package", "docstring_name"]
-    result = api.train(
-        "t5-nano",
-        tasks,
-        "lora(rank=4)",
-        budget="36 steps",
-        settings=quick(per_device_batch_size=8, checkpoint_every=20),
-        options=OPTIONS,
-        folder=tmp_path,
-    )
-    losses = defaultdict(list)
-    for step in events(tmp_path / "run", "step"):
-        (name,) = step["tasks"]
-        losses[name].append(step["loss"])
-    assert {*losses} == {*tasks}
-    assert all(fmean(found[-3:]) < 0.9 * fmean(found[:3]) for found in losses.values())
-    assert result.metric == "average" and result.category == "Several tasks"
-    own = [result.scores[name] for name in ("minimal_pairs/ACC", "docstring_name/QA-F1")]
-    assert result.score == pytest.approx(
-        fmean([*own, result.scores["docstring_package/ACC"]])
-    ) and result.score == result.scores["average"]  # fmt: skip
-    assert result.rows == {"train": 144, "validation": 18, "test": 18}
-    again = api.evaluate(tmp_path / "delta", options=OPTIONS)
-    assert again["scores"] == result.scores and again["task"] == " + ".join(tasks)
-    alone = api.evaluate(tmp_path / "delta", task="docstring_name", options=OPTIONS)
-    assert alone["scores"]["QA-F1"] == result.scores["docstring_name/QA-F1"]
-
-
-def test_names_of_several_tasks() -> None:
-    with pytest.raises(ConfigurationError, match="each once"):
-        api.train("t5-nano", "minimal_pairs + minimal_pairs", "lora")
-    with pytest.raises(UnknownNameError, match="Did you mean 'minimal_pairs'"):
-        api.train("t5-nano", "docstring_name + minimal_pair", "lora")

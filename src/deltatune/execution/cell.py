@@ -50,8 +50,8 @@ def execute(
     Args:
         cell: what to do.
         data: where task rows are, see `Task.load`.
-        folder: keeps `run/`, from which an interrupted cell goes on, and `delta/`, the artefact;
-            None keeps nothing.
+        folder: keeps `run/`, from which an interrupted cell goes on, and `delta/`, the artefact, or
+            `deltas/` with one for each of several tasks; None keeps nothing.
         progress: what shows the training.
         trunk_cache: see `fit`; a control, below which nothing is frozen, goes without.
 
@@ -60,8 +60,7 @@ def execute(
     """
     started = time.perf_counter()
     ready = prepare(cell, data=data, folder=folder)
-    model = ready.backbone.model
-    with attached(attach(model, ready.expression, seed=cell.seed)) as delta:
+    with attached(ready.attach()) as delta:
         ready.begin()
         result = _fit_stages(ready, delta, progress, trunk_cache)
         memory = result.peak_device_memory or result.peak_memory

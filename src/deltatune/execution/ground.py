@@ -39,6 +39,8 @@ OPTIONS: Mapping[str, str] = {
     "temperature": "of several tasks: 1 draws them as their rows are many, more makes them alike",
     "cap": "of several tasks: so many rows of one count at most when tasks are drawn",
     "mixed": "of several tasks: whether the rows of a batch are of all of them, not of one",
+    "sharing": "of several tasks: a delta for each, which share none, what the method says, or all "
+    "but heads; else one for all",
     "quantise": "how the frozen linear maps are kept: int8 or nf4; else in plain numbers",
 }
 

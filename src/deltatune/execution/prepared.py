@@ -7,11 +7,11 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -19,13 +19,14 @@ from torch import Tensor
 from deltatune.backbones.encoding import Encoding, Row, collate, encode
 from deltatune.backbones.load import Backbone
 from deltatune.core.artefact import save, stored_tensors
-from deltatune.core.delta import Delta
+from deltatune.core.delta import Delta, attach
 from deltatune.core.errors import UnsupportedError
 from deltatune.core.grammar import Expression, parse
 from deltatune.core.host import DRAWN
+from deltatune.core.layout import Sharing
 from deltatune.core.quantised import count_parameters
 from deltatune.execution.goals import Goal, Goals, goals_of
-from deltatune.execution.ground import Evaluated, backbone_for, check_options, evaluate_on
+from deltatune.execution.ground import backbone_for, check_options, evaluate_on
 from deltatune.study.cell import Cell, CellResult, Point
 from deltatune.study.comparison import preset
 from deltatune.study.source import library_versions
@@ -35,6 +36,7 @@ from deltatune.training.mixture import Mixture
 from deltatune.training.settings import Settings
 from deltatune.training.state import Result
 from deltatune.training.step import Collate
+from deltatune.training.tasks import of_task, on_slot
 
 __all__ = ["Prepared", "prepare"]
 
@@ -45,7 +47,8 @@ class Prepared:
 
     Attributes:
         goals: its tasks with their rows.
-        expression: the method with the head of the task.
+        expressions: the method with the head of a task, of each slot.
+        sharing: what the slots have in common; see `attach`.
         rows: the training rows as the backbone reads them; those of several tasks as a mixture.
         warnings: lines about rows that had to be truncated.
         folder: see `execute`.
@@ -55,11 +58,23 @@ class Prepared:
     cell: Cell
     goals: Goals
     backbone: Backbone
-    expression: Expression
+    expressions: tuple[Expression, ...]
+    sharing: Sharing
     rows: Sequence[Row]
     warnings: tuple[str, ...]
     folder: Path | None
     evaluating: float = field(default=0.0, init=False)
+
+    @property
+    def expression(self) -> Expression:
+        """The method of the first slot."""
+        return self.expressions[0]
+
+    def attach(self) -> Delta:
+        """A delta to train, on the backbone."""
+        return attach(
+            self.backbone.model, self.expressions, seed=self.cell.seed, sharing=self.sharing
+        )
 
     @property
     def settings(self) -> Settings:
@@ -140,12 +155,11 @@ class Prepared:
         started = time.perf_counter()
         validation = _kept_scores(result)
         test = self.goals.evaluate(
-            self.backbone, "test", self.cell.options, lambda _: nullcontext()
+            self.backbone, "test", self.cell.options, functools.partial(self._on, delta)
         )
-        kept = None
-        if self.folder is not None:
-            facts = self._facts(validation, test)
-            kept = save(delta, self.folder / "delta", slot=slot, facts=facts, overwrite=True)
+        several = len(self.expressions) > 1
+        slots = [*range(delta.slots)] if several else [slot]
+        kept = self._keep(delta, slots, validation, test.scores)
         model = self.backbone.model
         return CellResult(
             metric=self.goals.metric,
@@ -155,8 +169,8 @@ class Prepared:
             category=self.goals.category,
             status=self.goals.status,
             notes=tuple(dict.fromkeys((*self.goals.notes, *self.warnings, *test.warnings))),
-            trainable=delta.bank.numel,
-            stored=sum(tensor.numel() for tensor in stored_tensors(delta, slot).values()),
+            trainable=delta.bank.total if several else delta.bank.numel,
+            stored=sum(t.numel() for one in slots for t in stored_tensors(delta, one).values()),
             base=count_parameters(model),
             rows={name: self.goals.rows(name) for name in get_args(SplitName)},
             steps=result.steps,
@@ -169,20 +183,47 @@ class Prepared:
             artefact=None if kept is None else str(kept),
         )
 
-    def _facts(self, validation: Mapping[str, float], test: Evaluated) -> dict[str, Any]:
+    def _on(self, delta: Delta, task: int) -> AbstractContextManager[None]:
+        """Within it the delta is what a task has of it. A cell of one task is routed by others."""
+        return on_slot(delta, task) if len(self.goals) > 1 else nullcontext()
+
+    def _keep(
+        self,
+        delta: Delta,
+        slots: Sequence[int],
+        validation: Mapping[str, float],
+        test: Mapping[str, float],
+    ) -> Path | None:
+        """Saves a delta, or one for each task beside each other; returns the folder."""
+        if self.folder is None:
+            return None
+        if len(slots) == 1:
+            facts = self._facts(self.goals, validation, test)
+            return save(delta, self.folder / "delta", slot=slots[0], facts=facts, overwrite=True)
+        for slot, goal in zip(slots, self.goals, strict=True):
+            own = [of_task(scores, goal.task.name) for scores in (validation, test)]
+            place = self.folder / "deltas" / goal.task.name
+            save(delta, place, slot=slot, facts=self._facts(Goals([goal]), *own), overwrite=True)
+        return self.folder / "deltas"
+
+    def _facts(
+        self, goals: Goals, validation: Mapping[str, float], test: Mapping[str, float]
+    ) -> dict[str, Any]:
         return {
             "backbone": self.cell.backbone,
-            "task": self.goals.name,
-            "task_version": self.goals.version,
+            "task": goals.name,
+            "task_version": goals.version,
             "protocol": self.cell.protocol,
-            "rows": self.goals.digest,
+            "rows": goals.digest,
             "seed": self.cell.seed,
             "budget": self.cell.budget,
             "dtype": self.cell.options.get("dtype"),
             "quantise": self.cell.options.get("quantise"),
+            # As wide as the most labels of all tasks that it was trained with.
+            "head_width": max((task.head_width or 0 for task in self.goals.tasks), default=0),
             "settings": self.settings.model_dump(mode="json"),
             "validation": validation,
-            "test": test.scores,
+            "test": test,
             "versions": library_versions(),
         }
 
@@ -198,9 +239,28 @@ def prepare(cell: Cell, *, data: str | Path | None, folder: Path | None) -> Prep
         for name, one in encodings.items()
         if one.warning is not None
     )
-    expression = _with_head(parse(cell.method).at(cell.at), backbone, goals)
+    expressions, sharing = _slots(cell, backbone, goals)
     rows = _rows(encodings, cell.options)
-    return Prepared(cell, goals, backbone, expression, rows, warnings, folder)
+    return Prepared(cell, goals, backbone, expressions, sharing, rows, warnings, folder)
+
+
+def _slots(cell: Cell, backbone: Backbone, goals: Goals) -> tuple[tuple[Expression, ...], Sharing]:
+    """What each slot holds, and what they have in common: one slot, or one for each of several
+    tasks where that is wanted, or where each needs a head of its own.
+
+    Raises UnsupportedError for a control on an encoder, which has one head.
+    """
+    expression = parse(cell.method).at(cell.at)
+    sharing = cell.options.get("sharing")
+    if len(goals) == 1 or (sharing is None and backbone.form != "encoder"):
+        return (_with_head(expression, backbone, goals[0]),), "none"
+    if expression.in_place:
+        raise UnsupportedError(
+            f"{goals.name}: {expression} trains the backbone itself, which is one for all tasks, "
+            "with one head. Train it on each alone, or on a text-to-text backbone."
+        )
+    expressions = tuple(_with_head(expression, backbone, goal) for goal in goals)
+    return expressions, cast(Sharing, "all" if sharing is None else sharing)
 
 
 def _encoded(goal: Goal, backbone: Backbone, options: Mapping[str, Any]) -> Encoding:
@@ -226,17 +286,11 @@ def _rows(encodings: Mapping[str, Encoding], options: Mapping[str, Any]) -> Sequ
     )
 
 
-def _with_head(expression: Expression, backbone: Backbone, goals: Goals) -> Expression:
+def _with_head(expression: Expression, backbone: Backbone, goal: Goal) -> Expression:
     """The expression with a head of the task's own, where the form needs one and none is there."""
-    if backbone.form == "encoder" and len(goals) > 1:
-        raise UnsupportedError(
-            f"{goals.name}: an encoder needs a head for each of several tasks, and one delta has "
-            "one. Train them apart, or on a text-to-text backbone."
-        )
     complete = any(method.category == "head" for method in expression)
     if backbone.form != "encoder" or complete or expression.in_place:
         return expression
-    goal = goals[0]
     return expression + f"head(labels={goal.task.head_width}, start={_start(goal)})"
 
 

@@ -29,7 +29,7 @@ from deltatune.training.state import Result
 from deltatune.training.step import Collate
 from deltatune.training.trunk_cache import TrunkCache
 
-__all__ = ["AVERAGE", "averaged", "fit_tasks", "on_slot"]
+__all__ = ["AVERAGE", "averaged", "fit_tasks", "of_task", "on_slot"]
 
 AVERAGE = "average"
 
@@ -103,6 +103,12 @@ def averaged(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     average = fmean(next(iter(scores.values())) for scores in found.values())
     named = {f"{task}/{name}": s for task, scores in found.items() for name, s in scores.items()}
     return {AVERAGE: average, **named}
+
+
+def of_task(scores: Mapping[str, float], task: str) -> dict[str, float]:
+    """The scores of one task among those of `averaged`, by the names that they have alone."""
+    mine = f"{task}/"
+    return {n.removeprefix(mine): s for n, s in scores.items() if n.startswith(mine)}
 
 
 def on_slot(delta: Delta, task: int) -> AbstractContextManager[None]:
