@@ -120,6 +120,7 @@ CATALOGUE = (
     "eva(rank=3)",
     "fish",
     "lora_ga(rank=3)",
+    "intrinsic_prompt(length=3, dimension=5, middle=8, decoder=True)",
 )
 METHODS = CATALOGUE + ARMS
 

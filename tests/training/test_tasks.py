@@ -173,3 +173,46 @@ def test_what_does_not_fit_is_refused(backbone: Backbone) -> None:
             validate={"frist": lambda: {"ACC": 0.0}},
         )
     delta.detach()
+
+
+class Interrupted(Exception):
+    """Ends a run from within."""
+
+
+def test_a_run_of_slots_that_share_goes_on_with_the_same_bits(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    """Interrupted between checkpoints, with a parameter that both slots move."""
+
+    def end(folder: Path, cut: int | None = None) -> list[Tensor]:
+        calls = iter(range(1000))
+        scores = iter([0.1, 0.9, 0.2, 0.3])
+
+        def collated(chosen: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+            if next(calls) == cut:
+                raise Interrupted
+            return collate(chosen)
+
+        bank = api.attach(
+            backbone.model, "poly(rank=2, experts=3)", slots=2, seed=3, sharing="method"
+        )
+        try:
+            result = fit_tasks(
+                bank,
+                mixture(mixed=True, temperature=2.0),
+                collated,
+                settings=quick(evaluation_every=6, checkpoint_every=4),
+                budget=Steps(12),
+                validate={"first": lambda: {"ACC": next(scores)}},
+                folder=folder,
+            )
+            assert result.kept_step == 12
+            return [parameter.detach().clone() for parameter in bank.bank.parameters()]
+        finally:
+            bank.detach()
+
+    with pytest.raises(Interrupted):
+        end(tmp_path / "cut", cut=7)
+    assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
+    found, expected = end(tmp_path / "cut"), end(tmp_path / "whole")
+    assert len(found) == 3 and all(map(torch.equal, found, expected))
