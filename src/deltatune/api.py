@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast, get_args
 
 from torch import nn
 
@@ -18,6 +18,7 @@ from deltatune.core.errors import (
     UnknownNameError,
 )
 from deltatune.core.grammar import Expression
+from deltatune.core.layout import Sharing
 from deltatune.core.method import Method
 from deltatune.core.plan import Plan
 from deltatune.core.plan import plan as plan_expression
@@ -26,6 +27,7 @@ from deltatune.study.comparison import Comparison, run_comparison
 from deltatune.study.runner import Together, Watch
 from deltatune.study.store import JournalStore
 from deltatune.study.summary import Summary, summarise
+from deltatune.tasks.example import SplitName
 from deltatune.training.progress import Progress
 from deltatune.training.settings import Settings
 from deltatune.training.trunk_cache import TrunkCache
@@ -52,6 +54,7 @@ def attach(
     *,
     slots: int = 1,
     seed: int | Sequence[int] = 0,
+    sharing: Sharing = "none",
 ) -> Delta:
     """Binds a method, or a sum of methods, to a model; the model is frozen and the delta acts.
 
@@ -62,15 +65,21 @@ def attach(
         at: the target of every method that names none itself.
         slots: how many deltas of the method to hold beside each other.
         seed: initial values and dropout depend on it alone.
+        sharing: what the slots have in common, one tensor for all of them: "none", "method" for
+            what the methods name as shared, "all" for all but heads.
 
     Raises:
         ConfigurationError, TargetError, UnsupportedError, StateError: see `core.delta.attach`.
     """
     if isinstance(method, str | Method | Expression):
-        return delta.attach(model, Expression.of(method).at(at), slots=slots, seed=seed)
+        return delta.attach(
+            model, Expression.of(method).at(at), slots=slots, seed=seed, sharing=sharing
+        )
     if slots != 1:
         raise ConfigurationError("Give either `slots` or a list with a method for each slot.")
-    return delta.attach(model, [Expression.of(one).at(at) for one in method], seed=seed)
+    return delta.attach(
+        model, [Expression.of(one).at(at) for one in method], seed=seed, sharing=sharing
+    )
 
 
 def plan(backbone: str | nn.Module, method: Methods, at: str | None = None) -> Plan:
@@ -88,9 +97,20 @@ def plan(backbone: str | nn.Module, method: Methods, at: str | None = None) -> P
     return plan_expression(backbone, Expression.of(method).at(at))
 
 
-def save(trained: Delta, folder: str | Path, *, slot: int = 0, overwrite: bool = False) -> Path:
-    """Writes one slot of a delta as `delta.json` and `delta.safetensors`. Raises ArtefactError."""
-    return artefact.save(trained, folder, slot=slot, overwrite=overwrite)
+def save(
+    trained: Delta,
+    folder: str | Path,
+    *,
+    slot: int = 0,
+    overwrite: bool = False,
+    as_trained: bool = False,
+) -> Path:
+    """Writes one slot of a delta as `delta.json` and `delta.safetensors`. Raises ArtefactError.
+
+    With `as_trained` a method is written as it is trained, where it is stored in another form
+    (`p_tuning`, `intrinsic_prompt`), so that others can start from it.
+    """
+    return artefact.save(trained, folder, slot=slot, overwrite=overwrite, as_trained=as_trained)
 
 
 def load(folder: str | Path, model: nn.Module, *, across_formats: bool = False) -> Delta:
@@ -153,7 +173,7 @@ def _routed(
 
 def train(
     backbone: str,
-    task: str,
+    task: str | Sequence[str],
     method: Methods,
     at: str | None = None,
     *,
@@ -171,7 +191,9 @@ def train(
 
     Args:
         backbone: a name that `load_backbone` takes.
-        task: a task's id, the path of a record, or of a data file with a text and a label column.
+        task: a task's id, the path of a record, or of a data file with a text and a label column;
+            several, in a list or as "one + another", are learned by one delta, each scored by its
+            own metric, and their average decides.
         method: see `attach`. A head is added where the task needs one.
         at: see `attach`.
         budget: "300 steps", "2 epochs", "10 minutes", "1e6 tokens".
@@ -180,7 +202,9 @@ def train(
         protocol: "clean" or "faithful".
         data: the folder that holds the tasks' rows, or "hub"; else the variable DELTATUNE_DATA.
         options: `train_rows`, `validation_rows`, `test_rows`, `maximum_source`, `mode`, `dtype`,
-            `quantise`, `error_rank`.
+            `quantise`, `error_rank`; of several tasks `temperature`, `cap`, `mixed`, see `Mixture`,
+            and `sharing`, which gives each a slot, see `attach`. The tasks of an encoder, which
+            need heads of their own, have slots that share all else.
         folder: of the run, which goes on from there if it was interrupted.
         progress: what shows the run.
         trunk_cache: keeps what the frozen blocks below the delta give, where that pays.
@@ -194,7 +218,7 @@ def train(
         backbone=backbone,
         method=str(Expression.of(method)),
         at=at,
-        task=task,
+        task=task if isinstance(task, str) else " + ".join(task),
         protocol=protocol,
         seed=seed,
         budget=budget,
@@ -285,29 +309,29 @@ def evaluate(
     """
     from deltatune.execution import ground
     from deltatune.execution.cell import attached
+    from deltatune.execution.goals import goals_of
 
     facts = artefact.read(folder).facts
     backbone, task = backbone or facts.get("backbone"), task or facts.get("task")
     if backbone is None or task is None:
         missing = "backbone" if backbone is None else "task"
         raise ConfigurationError(f"The delta in {folder} names no {missing}. Give {missing}=...")
-    if split not in ("train", "validation", "test"):
-        raise UnknownNameError("split", split, ("train", "validation", "test"))
+    if split not in get_args(SplitName):
+        raise UnknownNameError("split", split, get_args(SplitName))
     kept = {name: facts.get(name) for name in ("dtype", "quantise")}
     chosen = {**kept, **(options or {})}
     ground.check_options(chosen)
-    record, splits = ground.rows_of(task, protocol, data, chosen)
-    loaded = ground.backbone_for(backbone, record, None, chosen)
-    examples = getattr(splits, split)
+    goals = goals_of(task, protocol, data, chosen)
+    loaded = ground.backbone_for(backbone, goals.tasks, None, chosen, facts.get("head_width"))
     with attached(artefact.load(loaded.model, folder)):
-        found = ground.evaluate_on(loaded, record, examples, options=chosen)
+        found = goals.evaluate(loaded, cast(SplitName, split), chosen, lambda _: nullcontext())
     return {
-        "task": record.name,
+        "task": goals.name,
         "split": split,
-        "rows": len(examples),
+        "rows": goals.rows(cast(SplitName, split)),
         "scores": found.scores,
-        "status": splits.status,
-        "notes": [*record.notes, *splits.notes, *found.warnings],
+        "status": goals.status,
+        "notes": [*goals.notes, *found.warnings],
     }
 
 

@@ -131,6 +131,7 @@ CATALOGUE = (
     "eva(rank=3)",
     "fish",
     "lora_ga(rank=3)",
+    "intrinsic_prompt(length=3, dimension=5, middle=8, decoder=True)",
 )
 METHODS = CATALOGUE + ARMS
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import torch
-from tests.training.standin import StandIn, accuracy, collate, make_rows, quick
+from tests.training.standin import Row, StandIn, accuracy, collate, make_rows, quick
 
 from deltatune.core.errors import DeltatuneError
-from deltatune.training import Result, Steps, fit
+from deltatune.training import Mixture, Result, Steps, fit
 from deltatune.training import checkpoint as checkpoints
 from deltatune.training import log as logs
 
@@ -71,20 +71,27 @@ def train(
     steps: int = STEPS,
     ready: Event | None = None,
     largest_file: int | None = None,
+    mixed: bool | None = None,
 ) -> Result:
-    """Trains the stand-in, in parts, with evaluations whose scores go up and down."""
+    """Trains the stand-in, in parts, with evaluations whose scores go up and down.
+
+    On the rows of two tasks where `mixed` is given, which says how batches are drawn.
+    """
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     torch.set_num_threads(1)
     if moment is not None:
         _arm(moment, count)
     run, rows = StandIn(kill_at, width), make_rows(22)
+    trained: Sequence[Row] = rows
+    if mixed is not None:
+        trained = Mixture({"many": rows[:17], "few": rows[17:]}, temperature=2.0, mixed=mixed)
     settings = quick(
         accumulation=2,
         per_device_batch_size=3,
         evaluation_every=4,
         checkpoint_every=every,
-        length_grouped=True,
+        length_grouped=not mixed,
         schedule="cosine",
         warmup_steps=3,
     )
@@ -92,7 +99,7 @@ def train(
         ready.set()
     return fit(
         run,
-        rows,
+        trained,
         collate,
         settings=settings,
         budget=Steps(steps),

@@ -75,6 +75,19 @@ def test_killed_at_many_steps(whole: Path, tmp_path: Path) -> None:
     assert_same(tmp_path / "run", whole)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_killed_while_training_on_several_tasks(mixed: bool, tmp_path: Path) -> None:
+    assert ended(tmp_path / "whole", mixed=mixed) == 0
+    for moment in (5, 13, 22):
+        assert ended(tmp_path / "run", kill_at=moment, mixed=mixed) == -signal.SIGKILL
+    assert ended(tmp_path / "run", mixed=mixed) == 0
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert {name for step in events(tmp_path / "run", "step") for name in step["tasks"]} == {
+        "many",
+        "few",
+    }
+
+
 @pytest.mark.parametrize("moment", ["torn", "written", "moved", "line"])
 def test_killed_while_writing(moment: str, whole: Path, tmp_path: Path) -> None:
     """In the first write, in later ones, and in the last one."""

@@ -47,6 +47,7 @@ def plan_data(found: Plan) -> dict[str, Any]:
     return {
         "method": found.method,
         "trainable": found.trainable,
+        "shared": found.shared,
         "stored": found.stored,
         "base": found.base,
         "ratio_base": found.ratio_base,
@@ -68,11 +69,14 @@ def plan_data(found: Plan) -> dict[str, Any]:
 def summary(found: Plan) -> list[str]:
     """Returns the counts of a plan, a line each."""
     mebi = found.memory.total / 2**20
+    own = found.trainable - found.shared
+    of_tasks = [f"shared    {found.shared:,} that several tasks may share, {own:,} for each task"]
     return [
         "",
         f"{found.method}: {len(found.sites)} sites",
         f"trainable {found.trainable:,} of {found.base:,}: {100 * found.ratio_base:.4g}% of the"
         f" backbone, {100 * found.ratio_total:.4g}% of both",
+        *(of_tasks if found.shared else []),
         f"stored    {found.stored:,}",
         f"memory    {mebi:,.1f} MiB for weights, gradients and AdamW, without activations",
     ]

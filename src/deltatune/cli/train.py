@@ -37,7 +37,8 @@ def train(
     context: typer.Context,
     backbone: Backbone = None,
     task: Annotated[
-        str | None, typer.Option(help="Task id, or a file of your own.", metavar="TASK")
+        str | None,
+        typer.Option(help="Task id, or a file of your own; several: 'a + b'.", metavar="TASK"),
     ] = None,
     method: Method = None,
     at: At = None,

@@ -116,14 +116,18 @@ def backbone_of(delta: Delta) -> Fingerprint:
 
 
 @torch.no_grad()
-def stored_tensors(delta: Delta, slot: int = 0) -> dict[str, Tensor]:
-    """What an artefact holds of one slot: the leaves of `method.stored()`, by full name."""
+def stored_tensors(delta: Delta, slot: int = 0, *, as_trained: bool = False) -> dict[str, Tensor]:
+    """What an artefact holds of one slot: the leaves of `method.stored()`, by full name; with
+    `as_trained` those of the method itself.
+    """
     held = delta.bank.read(slot)
     if isinstance(delta.bank, InPlaceBank):
         if not delta.attached:
             raise StateError(
                 f"{delta.name} is detached, and the backbone is as it was. Save before detach()."
             )
+        return {name: value.detach() for name, value in held.items()}
+    if as_trained:
         return {name: value.detach() for name, value in held.items()}
     stored: dict[str, Tensor] = {}
     kept = Expression(tuple(method.stored() for method in delta.expression))
@@ -137,10 +141,11 @@ def stored_tensors(delta: Delta, slot: int = 0) -> dict[str, Tensor]:
 
 def save(
     delta: Delta, folder: str | Path, *, slot: int = 0, facts: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
+    overwrite: bool = False, as_trained: bool = False,
 ) -> Path:  # fmt: skip
     """Writes one slot of a delta as an artefact; nothing is visible under `folder` before all of it
-    is.
+    is. What the slot shares with others is in it too. A method that trains in another form than it
+    is stored in (`p_tuning`) is written in the first with `as_trained`, to be trained further.
 
     Raises:
         ArtefactError: the folder exists already and `overwrite` is False, it holds anything but an
@@ -156,7 +161,7 @@ def save(
     except OSError as error:
         raise ArtefactError(f"Cannot write to {target.parent}: {error.strerror}.") from error
     try:
-        _write(delta, slot, dict(facts or {}), part)
+        _write(delta, slot, dict(facts or {}), part, as_trained)
         _publish(part, target)
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"Cannot write the delta to {target}: {error}.") from error
@@ -181,16 +186,18 @@ def _check_place(target: Path, overwrite: bool) -> None:
         )
 
 
-def _write(delta: Delta, slot: int, facts: dict[str, Any], part: Path) -> None:
+def _write(delta: Delta, slot: int, facts: dict[str, Any], part: Path, as_trained: bool) -> None:
     """Writes both files of an artefact."""
-    tensors = {
-        name: value.cpu().contiguous() for name, value in stored_tensors(delta, slot).items()
-    }
+    held = stored_tensors(delta, slot, as_trained=as_trained)
+    tensors = {name: value.cpu().contiguous() for name, value in held.items()}
+    expression = delta.expressions[slot]
+    if not as_trained:
+        expression = Expression(tuple(method.stored() for method in expression))
     _check_finite(tensors, f"{delta.name} cannot be saved")
     packed, entries = pack(tensors)
     _write_tensors(packed, part / _TENSORS)
     content = Artefact(
-        method=str(Expression(tuple(method.stored() for method in delta.expressions[slot]))),
+        method=str(expression),
         backbone=backbone_of(delta),
         tensors={
             name: TensorEntry(

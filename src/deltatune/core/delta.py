@@ -18,7 +18,7 @@ from deltatune.core.errors import ConfigurationError, StateError
 from deltatune.core.grammar import Expression
 from deltatune.core.host import DRAWN, Host, host_of
 from deltatune.core.in_place import InPlaceBank
-from deltatune.core.layout import Part, layout, leaves_of
+from deltatune.core.layout import Part, Sharing, layout, leaves_of, shared_names
 from deltatune.core.link import Link
 from deltatune.core.merging import Kept, merge, unmerge
 from deltatune.core.mixing import join
@@ -51,6 +51,7 @@ class Delta(nn.Module):
         expressions: Sequence[Expression],
         parts: Sequence[Part],
         seeds: Sequence[int],
+        sharing: Sharing = "none",
     ) -> None:
         super().__init__()
         self.__dict__["host_"] = host
@@ -73,12 +74,12 @@ class Delta(nn.Module):
         device = next(host.model.parameters()).device
         leaves = leaves_of(parts)
         self.bank: Bank | InPlaceBank
+        shared = shared_names(parts, sharing)
         if parts[0].method.in_place:
             self.bank = InPlaceBank(host.model, parts[0].key)
         else:
-            self.bank = Bank(
-                leaves, len(seeds), torch.device("cpu") if device.type == "meta" else device
-            )
+            place = torch.device("cpu") if device.type == "meta" else device
+            self.bank = Bank(leaves, len(seeds), place, shared)
         self.links = [
             Link(self, part.key, stage, part.method.at_site(site), site, names, forms)
             for stage, part in zip(self.stages, parts, strict=True)
@@ -217,16 +218,34 @@ class Delta(nn.Module):
     def freeze(self, slot: int | None = None, *, frozen: bool = True) -> None:
         """Takes one slot, or all of them, out of training, or with `frozen=False` back into it.
 
-        A frozen slot acts as before. Raises ConfigurationError for a slot that is not there, and
+        A frozen slot acts as before. What the slots share is frozen with all of them, or by
+        `freeze_shared`. Raises ConfigurationError for a slot that is not there, and
         StateError for a control that trains in place.
         """
         if isinstance(self.bank, InPlaceBank):
             raise StateError(f"{self.name} trains the backbone itself. Detach it to stop that.")
         if slot is not None:
             self.check_slot(slot)
-        for row in self.bank.slots if slot is None else [self.bank.slots[slot]]:
+        for row in self.bank.parameters() if slot is None else [self.bank.slots[slot]]:
             row.requires_grad_(not frozen)
             row.grad = None
+
+    def freeze_shared(self, *, frozen: bool = True) -> None:
+        """Takes what the slots share out of training, or with `frozen=False` back into it.
+
+        Raises StateError if they share nothing.
+        """
+        if isinstance(self.bank, InPlaceBank) or self.bank.shared is None:
+            raise StateError(
+                f"The slots of {self.name} share nothing. Attach it with sharing='method'."
+            )
+        self.bank.shared.requires_grad_(not frozen)
+        self.bank.shared.grad = None
+
+    @property
+    def shares(self) -> bool:
+        """Whether its slots have trained leaves in common."""
+        return isinstance(self.bank, Bank) and self.bank.shared is not None
 
     def is_frozen(self, slot: int) -> bool:
         """Whether a slot is out of training."""
@@ -253,7 +272,8 @@ class Delta(nn.Module):
         return {name: value.detach() for name, value in self.bank.read(slot).items()}
 
     def redraw(self, slot: int, seed: int, expression: Expression | None = None) -> None:
-        """Sets one slot to the initial values of a seed, which keys its dropout from now on.
+        """Sets one slot to the initial values of a seed, which keys its dropout from now on. What
+        it shares with other slots stays as it is.
 
         Args:
             slot: which.
@@ -268,7 +288,7 @@ class Delta(nn.Module):
             raise StateError(f"{self.name} trains the backbone itself, which is not drawn.")
         expression = self.expressions[slot] if expression is None else expression
         _check_alike([self.expression, expression])
-        self.bank.draw(slot, leaves_of(layout(self.model, expression)), seed)
+        self.bank.draw(slot, leaves_of(layout(self.model, expression)), seed, shared=False)
         self.expressions = (*self.expressions[:slot], expression, *self.expressions[slot + 1 :])
         self.seeds = (*self.seeds[:slot], seed, *self.seeds[slot + 1 :])
         self.saved.pop(slot, None)
@@ -364,6 +384,7 @@ def attach(
     *,
     slots: int = 1,
     seed: int | Sequence[int] = 0,
+    sharing: Sharing = "none",
 ) -> Delta:
     """Binds an expression to a model, freezes the model, and makes the delta act.
 
@@ -373,9 +394,11 @@ def attach(
             fields that a method names as its `slot_fields`.
         slots: K, where one expression is given.
         seed: of slot 0, the others counting up from it, or one for each slot.
+        sharing: what the slots have in common, as one tensor drawn by the seed of slot 0: "none";
+            "method": the `shared_leaves` of the methods; "all": all but those of heads.
 
     Raises:
-        TargetError, UnsupportedError: see `layout`.
+        TargetError, UnsupportedError: see `layout` and `shared_names`.
         ConfigurationError: the slots' expressions do not fit one bank.
         StateError: a control that trains in place cannot stand beside a delta.
     """
@@ -391,9 +414,9 @@ def attach(
     host = host_of(model) or Host(model)
     delta: Delta | None = None
     try:
-        delta = Delta(host, expressions, layouts[0], seeds)
+        delta = Delta(host, expressions, layouts[0], seeds, sharing)
         for slot, (parts, own) in enumerate(zip(layouts, seeds, strict=True)):
-            delta.bank.draw(slot, leaves_of(parts), own)
+            delta.bank.draw(slot, leaves_of(parts), own, shared=slot == 0)
         delta.install()
     except BaseException:
         if delta is not None and delta.attached:

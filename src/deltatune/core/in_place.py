@@ -47,9 +47,14 @@ class InPlaceBank(nn.Module):
         """Entries of all distinct parameters."""
         return sum(parameter.numel() for parameter in self.slots)
 
-    def draw(self, slot: int, leaves: Mapping[str, Leaf], seed: int) -> None:
+    @property
+    def total(self) -> int:
+        """The same: there is one slot."""
+        return self.numel
+
+    def draw(self, slot: int, leaves: Mapping[str, Leaf], seed: int, *, shared: bool) -> None:
         """Begins training at the backbone's own values."""
-        del slot, leaves, seed
+        del slot, leaves, seed, shared
         for parameter in self.slots:
             parameter.requires_grad_(True)
 

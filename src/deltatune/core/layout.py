@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 from torch import nn
 
-from deltatune.core.errors import TargetError, UnsupportedError
+from deltatune.core.errors import (
+    ConfigurationError,
+    TargetError,
+    UnknownNameError,
+    UnsupportedError,
+)
 from deltatune.core.grammar import Expression
 from deltatune.core.in_place import in_place_leaves
 from deltatune.core.leaf import Leaf
@@ -24,7 +30,9 @@ from deltatune.core.storage import storage_of
 from deltatune.core.target import find_sites, site_at
 from deltatune.core.whole import identity
 
-__all__ = ["Part", "layout", "leaves_of"]
+__all__ = ["Part", "Sharing", "layout", "leaves_of", "shared_names"]
+
+Sharing = Literal["none", "method", "all"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,40 @@ def _frozen(part: Part) -> Part:
 def leaves_of(parts: Sequence[Part]) -> dict[str, Leaf]:
     """Full names to descriptions, of all parts."""
     return {name: leaf for part in parts for name, leaf in part.leaves.items()}
+
+
+def shared_names(parts: Sequence[Part], sharing: Sharing) -> set[str]:
+    """The full names of the leaves that the slots of a bank have in common.
+
+    Raises:
+        UnknownNameError: there is no such sharing.
+        ConfigurationError: nothing would be shared, or nothing left to a slot.
+        UnsupportedError: a method that acts on every step of its slot would share leaves.
+    """
+    if sharing not in get_args(Sharing):
+        raise UnknownNameError("sharing", sharing, get_args(Sharing))
+    found: set[str] = set()
+    for part in parts if sharing != "none" else ():
+        method = part.method
+        whole = sharing == "all" and method.category != "head"
+        mine = {n for n in part.leaves if whole or n.rpartition("/")[2] in method.shared_leaves}
+        acts = method.has_policy() or method.has_penalty() or method.wanted is not None
+        if mine and (acts or method.in_place):
+            raise UnsupportedError(
+                f"{method.name} acts on the leaves of one slot, which several cannot share. Attach "
+                "one slot for all tasks, or slots that share nothing."
+            )
+        found |= mine
+    trained = {name for name, leaf in leaves_of(parts).items() if leaf.trained}
+    if sharing != "none" and (not found or not trained - found):
+        what = (
+            "name no leaf that slots share" if not found else "leave no leaf to a slot of its own"
+        )
+        raise ConfigurationError(
+            f"{' + '.join(part.method.name for part in parts)} {what}: sharing={sharing!r} has no "
+            "meaning here. Leave it out, with one slot for all tasks or a slot for each."
+        )
+    return found
 
 
 def _selected(model: nn.Module, method: Method, sites: Sequence[Site]) -> list[_Placed]:

@@ -107,6 +107,12 @@ class Method(abc.ABC):
     slot_fields: ClassVar[
         tuple[str, ...]
     ] = ()  #: fields that may differ between the slots of a bank
+    shared_leaves: ClassVar[
+        tuple[str, ...]
+    ] = ()  #: leaves that the slots of a bank may have in common
+    training_fields: ClassVar[
+        tuple[str, ...]
+    ] = ()  #: fields that say which leaves are trained, not what they mean
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -61,6 +61,7 @@ class Plan:
 
     Attributes:
         method: the expression. trainable: trained entries. stored: entries of its artefact.
+        shared: of the trained entries, those that the slots of a bank may have in common.
         base: distinct parameters of the backbone. sites: where it acts. memory: static bytes.
     """
 
@@ -70,6 +71,7 @@ class Plan:
     base: int
     sites: tuple[PlannedSite, ...]
     memory: Memory
+    shared: int = 0
 
     @property
     def ratio_base(self) -> float:
@@ -106,4 +108,10 @@ def plan(model: nn.Module, expression: Expression) -> Plan:
         snapshot=held if in_place else 0,
     )
     base = count_parameters(model)
-    return Plan(str(expression), trainable, stored, base, tuple(sites), memory)
+    shared = sum(
+        leaf.count
+        for part in parts
+        for name, leaf in part.leaves.items()
+        if leaf.trained and name.rpartition("/")[2] in part.method.shared_leaves
+    )
+    return Plan(str(expression), trainable, stored, base, tuple(sites), memory, shared)

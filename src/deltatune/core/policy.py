@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from deltatune.core.errors import ArtefactError
-from deltatune.core.in_place import InPlaceBank
 from deltatune.core.leaf import generator
 from deltatune.core.site import Site
 
 if TYPE_CHECKING:
+    from deltatune.core.bank import Flat
     from deltatune.core.delta import Delta
     from deltatune.core.method import Method
 
@@ -206,16 +206,14 @@ def penalty(delta: Delta, slots: Sequence[int]) -> Tensor | None:
     return torch.stack(terms).sum() if terms else None
 
 
-def rate_factors(delta: Delta) -> tuple[tuple[int, int, float], ...]:
-    """Which entries of the bank's rows train at a rate of their own: (start, stop, factor). That of
-    parts of other stages is 0: not a bit of them moves.
+def rate_factors(delta: Delta, flat: Flat) -> tuple[tuple[int, int, float], ...]:
+    """Which entries of a flat tensor of the bank train at a rate of their own: (start, stop,
+    factor). That of parts of other stages is 0: not a bit of them moves.
     """
-    if isinstance(delta.bank, InPlaceBank):
-        return ()
     methods = {part.key: part.method for part in delta.trained_parts}
     found: list[tuple[int, int, float]] = []
     stop = 0
-    for name, size in zip(delta.bank.trained, delta.bank.sizes, strict=True):
+    for name, size in zip(flat.shapes, flat.sizes, strict=True):
         start, stop = stop, stop + size
         part, *_, leaf = name.split("/")
         factor = methods[part].rate(leaf) if part in methods else 0.0

@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from deltatune.core.bank import Bank
 from deltatune.core.delta import Delta
 from deltatune.core.errors import StateError
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.policy import Policies, penalty, rate_factors
 from deltatune.core.survey import Survey, surveys
 
-__all__ = ["Run", "SlotRun"]
+__all__ = ["RoutedRun", "Run", "SlotRun"]
 
 
 class Run(nn.Module):
@@ -65,21 +66,25 @@ class Run(nn.Module):
         return self
 
     def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimiser groups, one for each slot that is not frozen."""
+        """Optimiser groups, one for each slot and one for what they share, where not frozen."""
         if not self.delta.attached:
             raise StateError(f"{self.delta.name} is not attached: there is nothing to train.")
-        slots = self.delta.bank.slots
-        in_place = self.delta.bank.count == 1 and len(slots) > 1
-        trained = [row for row in slots if row.requires_grad]
-        groups = [trained] if in_place else [[row] for row in trained]
-        return [self._group(group, learning_rate, weight_decay) for group in groups]
+        bank = self.delta.bank
+        common = {"lr": learning_rate, "weight_decay": weight_decay}
+        if isinstance(bank, InPlaceBank):
+            trained = [row for row in bank.slots if row.requires_grad]
+            return [{"params": trained, **common}] if trained else []
+        rows = [(row, bank.own) for row in self._rows(bank)]
+        rows += [] if bank.shared is None else [(bank.shared, bank.common)]
+        groups = [(row, rate_factors(self.delta, flat)) for row, flat in rows if row.requires_grad]
+        return [
+            {"params": [row], **common, **({"factors": factors} if factors else {})}
+            for row, factors in groups
+        ]
 
-    def _group(
-        self, rows: Sequence[Tensor], learning_rate: float, weight_decay: float
-    ) -> dict[str, Any]:
-        group = {"params": list(rows), "lr": learning_rate, "weight_decay": weight_decay}
-        factors = rate_factors(self.delta)
-        return {**group, "factors": factors} if factors else group
+    def _rows(self, bank: Bank) -> Sequence[nn.Parameter]:
+        """The rows of its slots."""
+        return list(bank.slots)
 
     def trained_slots(self) -> list[int]:
         """The slots that are not frozen."""
@@ -143,12 +148,8 @@ class SlotRun(Run):
         with self.delta.route([self.slot]):
             return super().forward(**batch)
 
-    def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-        """One group, of its slot; none where that is frozen."""
-        if not self.delta.attached:
-            raise StateError(f"{self.delta.name} is not attached: there is nothing to train.")
-        row = self.delta.bank.slots[self.slot]
-        return [self._group([row], learning_rate, weight_decay)] if row.requires_grad else []
+    def _rows(self, bank: Bank) -> Sequence[nn.Parameter]:
+        return [bank.slots[self.slot]]
 
     def trained_slots(self) -> list[int]:
         """Its slot, unless it is frozen."""
@@ -167,3 +168,14 @@ class SlotRun(Run):
         """Says which step of its own comes next."""
         self.delta.keyed = True
         self.delta.steps[self.slot] = step
+
+
+class RoutedRun(Run):
+    """All slots of a delta as one run: a batch says in `slots` [rows] through which of them each of
+    its rows goes.
+    """
+
+    def forward(self, **batch: Any) -> Any:
+        """See Run."""
+        with self.delta.route(batch.pop("slots").tolist()):
+            return super().forward(**batch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,12 +33,18 @@ _BEGINNINGS = ("at", "dropout", "up_std")  # fields that leave the meaning of tr
 
 
 def start_from(
-    delta: Delta, source: Delta | str | Path, *, slot: int = 0, source_slot: int = 0
+    delta: Delta,
+    source: Delta | str | Path,
+    *,
+    slot: int = 0,
+    source_slot: int = 0,
+    only_shared: bool = False,
 ) -> None:
     """Copies what a trained delta has learned into one slot, heads aside: a task has its own.
 
     The slot's methods must include those of the source; what the source does not have stays as it
-    was drawn. Dropout may differ. A delta that trains in another form than it is stored in
+    was drawn. Dropout may differ, and which leaves are trained. What the slot shares with others is
+    then theirs too. A delta that trains in another form than it is stored in
     (`p_tuning`) starts one of the same form, or one of the stored form (`prompt`).
 
     Args:
@@ -45,6 +52,8 @@ def start_from(
         source: a delta, of this model or of another of the same shapes, or an artefact's folder.
         slot: which of its slots.
         source_slot: which slot of a source that is a delta.
+        only_shared: whether to copy the `shared_leaves` of its methods alone: what was learned from
+            several tasks, without what is of one of them.
 
     Raises:
         ConfigurationError: there is no such slot, or the methods or their shapes differ.
@@ -58,6 +67,8 @@ def start_from(
     found = next((form for form in forms if _comparable(form[0]) <= wanted), None)
     held = delta.tensors(slot)
     taken = {} if found is None else _without_heads(found[1])
+    if only_shared:
+        taken = {name: value for name, value in taken.items() if _is_shared(name)}
     if not taken or any(n not in held or held[n].shape != t.shape for n, t in taken.items()):
         names = " or ".join(dict.fromkeys(str(expression) for expression, _ in forms))
         raise ConfigurationError(
@@ -210,11 +221,21 @@ def _tensors(folder: Path, artefact: Artefact) -> dict[str, Tensor]:
 def _comparable(expression: Expression) -> set[str]:
     """Its methods without heads, and without what does not change what their leaves mean."""
     methods = (method for method in expression if method.category != "head")
-    return {str(replace(method, dropout=0.0)) for method in methods}
+    return {str(replace(method, dropout=0.0, **_defaults(method))) for method in methods}
+
+
+def _defaults(method: Method) -> dict[str, Any]:
+    return {f.name: f.default for f in fields(method) if f.name in method.training_fields}
+
+
+def _is_shared(name: str) -> bool:
+    return name.rpartition("/")[2] in _method(name).shared_leaves
+
+
+def _method(name: str) -> type[Method]:
+    """That of a leaf, by its full name."""
+    return METHODS[name.partition("/")[0].partition(".")[0]]
 
 
 def _without_heads(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    def is_head(name: str) -> bool:
-        return METHODS[name.partition("/")[0].partition(".")[0]].category == "head"
-
-    return {name: value for name, value in tensors.items() if not is_head(name)}
+    return {name: value for name, value in tensors.items() if _method(name).category != "head"}

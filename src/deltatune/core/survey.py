@@ -120,12 +120,8 @@ class Survey:
         if self._total is not None:
             bank = self.delta.bank
             assert isinstance(bank, Bank)
-            pieces = dict(zip(bank.trained, torch.split(self._total, bank.sizes), strict=True))
-            return {
-                name: pieces[full].view(bank.trained[full])
-                for name, full in link.names.items()
-                if full in pieces
-            }
+            pieces = bank.own.split(self._total)
+            return {name: pieces[full] for name, full in link.names.items() if full in pieces}
         total = self._sums.get(link.site.module if self.wanted.kind == "inputs" else link)
         return {} if total is None or not total.any() else {self.wanted.kind: total}
 

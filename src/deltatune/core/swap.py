@@ -65,7 +65,8 @@ def swap(delta: Delta, folder: str | Path, slot: int = 0) -> None:
         ArtefactError: the files are damaged, or hold another method.
         BackboneMismatchError: it was made for another backbone.
         ConfigurationError: there is no such slot.
-        StateError: the slot is merged, the delta is not attached, or it trains in place.
+        StateError: the slot is merged or shares leaves, the delta is not attached, or it trains in
+            place.
     """
     delta.check_slot(slot)
     bank = delta.bank
@@ -73,6 +74,11 @@ def swap(delta: Delta, folder: str | Path, slot: int = 0) -> None:
         raise StateError(
             f"Slot {slot} of {delta.name} cannot be replaced: it is merged or detached, or trains "
             "the backbone itself."
+        )
+    if delta.shares:
+        raise StateError(
+            f"The slots of {delta.name} share leaves, which another delta's would replace in all "
+            "of them. Load it as a delta of its own: dt.load(folder, model)."
         )
     path = Path(folder)
     held = _verified(path, _stamp(path))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from deltatune.core.delta import Delta, attach
 from deltatune.core.errors import ConfigurationError, DeltatuneError
@@ -21,13 +21,15 @@ from deltatune.core.plan import plan
 from deltatune.core.run import Run
 from deltatune.execution.prepared import Prepared, prepare
 from deltatune.study.cell import Cell, CellResult
-from deltatune.tasks.records import find_task
+from deltatune.tasks.records import find_task, names_of
 from deltatune.training.budget import parse as parse_budget
 from deltatune.training.loop import fit
 from deltatune.training.many import Job, Outcome, fit_many
 from deltatune.training.memory import VALUES_AND_TRAINING, largest_count
+from deltatune.training.mixture import Mixture
 from deltatune.training.progress import Progress
 from deltatune.training.state import Result
+from deltatune.training.tasks import fit_tasks
 from deltatune.training.trunk_cache import TrunkCache
 
 __all__ = ["Told", "attached", "execute", "execute_together", "shared_base"]
@@ -48,8 +50,8 @@ def execute(
     Args:
         cell: what to do.
         data: where task rows are, see `Task.load`.
-        folder: keeps `run/`, from which an interrupted cell goes on, and `delta/`, the artefact;
-            None keeps nothing.
+        folder: keeps `run/`, from which an interrupted cell goes on, and `delta/`, the artefact, or
+            `deltas/` with one for each of several tasks; None keeps nothing.
         progress: what shows the training.
         trunk_cache: see `fit`; a control, below which nothing is frozen, goes without.
 
@@ -58,8 +60,7 @@ def execute(
     """
     started = time.perf_counter()
     ready = prepare(cell, data=data, folder=folder)
-    model = ready.backbone.model
-    with attached(attach(model, ready.expression, seed=cell.seed)) as delta:
+    with attached(ready.attach()) as delta:
         ready.begin()
         result = _fit_stages(ready, delta, progress, trunk_cache)
         memory = result.peak_device_memory or result.peak_memory
@@ -80,20 +81,22 @@ def _fit_stages(
     results = []
     for stage in stages:
         delta.stage = stage
-        results.append(
-            fit(
-                Run(delta),
-                ready.encoding.rows,
-                ready.collate,
-                settings=ready.settings_of(stage),
-                budget=parse_budget(ready.cell.budget),
-                validate=ready.validate,
-                metric=ready.task.metric,
-                folder=ready.run_folder(stage),
-                progress=progress,
-                trunk_cache=cached,
+        common: dict[str, Any] = {
+            "settings": ready.settings_of(stage),
+            "budget": parse_budget(ready.cell.budget),
+            "metric": ready.goals.metric,
+            "folder": ready.run_folder(stage),
+            "progress": progress,
+            "trunk_cache": cached,
+        }
+        if isinstance(ready.rows, Mixture):
+            results.append(
+                fit_tasks(delta, ready.rows, ready.collate, validate=ready.validations, **common)
             )
-        )
+        else:
+            results.append(
+                fit(Run(delta), ready.rows, ready.collate, validate=ready.validate, **common)
+            )
     delta.stage = None
     steps, seconds = (sum(getattr(one, n) for one in results) for n in ("steps", "seconds"))
     return replace(results[-1], steps=steps, seconds=seconds)
@@ -103,11 +106,11 @@ def shared_base(cell: Cell) -> str | None:
     """Names the base with its deltas that a cell needs: cells of one name can be trained together.
 
     None for a cell that must be alone: it trains the backbone itself, or with its dropout, or in
-    stages, or says how many tokens a pass may have.
+    stages, or on several tasks, or says how many tokens a pass may have.
     """
     expression = parse(cell.method).at(cell.at)
     alone = cell.settings.base_dropout or cell.settings.tokens_per_pass is not None
-    if alone or expression.in_place or expression.stages:
+    if alone or expression.in_place or expression.stages or len(names_of(cell.task)) > 1:
         return None
     kept = (cell.options.get(name) for name in ("dtype", "quantise", "error_rank"))
     base = cell.backbone, cell.revision, _width(cell.task), *kept
@@ -175,7 +178,7 @@ def execute_together(
                     ready[number].finish(delta, outcome, slot=slot, seconds=seconds, memory=None),
                 )
 
-        longest = max(len(row.input_ids) for one in ready for row in one.encoding.rows)
+        longest = max(len(row.input_ids) for one in ready for row in one.rows)
         fit_many(
             delta,
             [_job(one) for one in ready],
@@ -189,11 +192,11 @@ def execute_together(
 
 def _job(ready: Prepared) -> Job:
     return Job(
-        ready.encoding.rows,
+        ready.rows,
         ready.settings,
         parse_budget(ready.cell.budget),
         ready.validate,
-        ready.task.metric,
+        ready.goals.metric,
         ready.run_folder(),
         ready.cell.seed,
         ready.expression,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +16,7 @@ from deltatune.core.fingerprint import fingerprint
 from deltatune.evaluation.predict import Mode, predict
 from deltatune.evaluation.score import score
 from deltatune.tasks.example import Example, ProtocolName, SplitName, Splits
-from deltatune.tasks.records import find_task
+from deltatune.tasks.records import find_task, names_of
 from deltatune.tasks.task import Task
 
 __all__ = [
@@ -36,6 +36,11 @@ OPTIONS: Mapping[str, str] = {
     "maximum_source": "longest input in tokens; else the task's own",
     "mode": "how a text-to-text model answers: generate or rank",
     "dtype": "numbers of the frozen backbone: float32 or bfloat16; deltas are float32 on both",
+    "temperature": "of several tasks: 1 draws them as their rows are many, more makes them alike",
+    "cap": "of several tasks: so many rows of one count at most when tasks are drawn",
+    "mixed": "of several tasks: whether the rows of a batch are of all of them, not of one",
+    "sharing": "of several tasks: a delta for each, which share none, what the method says, or all "
+    "but heads; else one for all",
     "quantise": "how the frozen linear maps are kept: int8 or nf4; else in plain numbers",
     "error_rank": "with quantise: singular triplets of what is rounded off, kept for loftq",
 }
@@ -92,21 +97,20 @@ def rows_of(
 
 
 def backbone_for(
-    name: str, task: Task, revision: str | None, options: Mapping[str, Any]
+    name: str,
+    tasks: Sequence[Task],
+    revision: str | None,
+    options: Mapping[str, Any],
+    width: int | None = None,
 ) -> Backbone:
-    """The backbone in the form that does the task: encoders with a head as wide as its labels.
+    """The backbone in the form that does some tasks: encoders with a head as wide as the most
+    labels that one of them has, or of a given width.
 
-    Raises ConfigurationError where an encoder cannot do the task.
+    Raises ConfigurationError where an encoder cannot do one of them, or not all with one loss.
     """
     revision = revision if revision is not None and not revision.startswith("weights:") else None
-    width = None
-    if form_of(name, revision=revision) == "encoder":
-        width = task.head_width
-        if width is None:
-            raise ConfigurationError(
-                f"{task.name} asks for text, and {name} is an encoder, which answers with a class "
-                "or a value. Choose an encoder-decoder or a decoder."
-            )
+    encoder = form_of(name, revision=revision) == "encoder"
+    width = max(width or 0, _width(tasks, name)) if encoder else None
     quantise, dtype = options.get("quantise"), options.get("dtype") or "float32"
     if dtype not in _DTYPES:
         raise UnknownNameError("dtype of a backbone", str(dtype), _DTYPES)
@@ -114,13 +118,28 @@ def backbone_for(
     return _loaded(name, width, revision, str(dtype), kept, int(options.get("error_rank") or 0))
 
 
+def _width(tasks: Sequence[Task], backbone: str) -> int:
+    widths: list[int] = []
+    for task in tasks:
+        if task.head_width is None:
+            raise ConfigurationError(
+                f"{task.name} asks for text, and {backbone} is an encoder, which answers with a "
+                "class or a value. Choose an encoder-decoder or a decoder."
+            )
+        widths.append(task.head_width)
+    if len({task.kind for task in tasks}) > 1:
+        raise ConfigurationError(
+            f"{', '.join(task.name for task in tasks)} ask for classes and for values, and an "
+            "encoder has one loss for all rows. Train them apart, or on a text-to-text backbone."
+        )
+    return max(widths)
+
+
 def describe(backbone: str, task: str, *, protocol: str, data: str | Path | None) -> dict[str, Any]:
     """What identifies a cell's backbone and rows beside their names: `revision` and `data`."""
-    record, splits = rows_of(task, protocol, data, {})
-    return {
-        "revision": _identity(backbone),
-        "data": f"{record.name} version {record.version}, {record.digest}, {splits.digest}",
-    }
+    found = [rows_of(name, protocol, data, {}) for name in names_of(task)]
+    said = [f"{t.name} version {t.version}, {t.digest}, {s.digest}" for t, s in found]
+    return {"revision": _identity(backbone), "data": "; ".join(said)}
 
 
 # One backbone serves all cells that follow each other on it: every delta leaves it as it was.
@@ -149,7 +168,7 @@ def _identity(backbone: str) -> str:
     return loaded.revision or f"weights:{fingerprint(loaded.model).weights}"
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _read(name: str, protocol: ProtocolName, data: str | None) -> tuple[Task, Splits]:
     task = find_task(name)
     return task, task.load(data, protocol)

@@ -6,39 +6,37 @@ import functools
 import itertools
 import math
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 
-from deltatune.backbones.encoding import Encoding, collate, encode
+from deltatune.backbones.encoding import Encoding, Row, collate, encode
 from deltatune.backbones.load import Backbone
 from deltatune.core.artefact import save, stored_tensors
-from deltatune.core.delta import Delta
+from deltatune.core.delta import Delta, attach
+from deltatune.core.errors import UnsupportedError
 from deltatune.core.grammar import Expression, parse
 from deltatune.core.host import DRAWN
+from deltatune.core.layout import Sharing
 from deltatune.core.quantised import count_parameters
-from deltatune.evaluation.score import score
-from deltatune.execution.ground import (
-    Evaluated,
-    backbone_for,
-    check_options,
-    evaluate_on,
-    rows_of,
-)
+from deltatune.execution.goals import Goal, Goals, goals_of
+from deltatune.execution.ground import backbone_for, check_options, evaluate_on
 from deltatune.study.cell import Cell, CellResult, Point
 from deltatune.study.comparison import preset
 from deltatune.study.source import library_versions
-from deltatune.tasks.example import SplitName, Splits
-from deltatune.tasks.task import Task
+from deltatune.tasks.example import SplitName
+from deltatune.training.loop import Validate
+from deltatune.training.mixture import Mixture
 from deltatune.training.settings import Settings
 from deltatune.training.state import Result
 from deltatune.training.step import Collate
+from deltatune.training.tasks import of_task, on_slot
 
 __all__ = ["Prepared", "prepare"]
 
@@ -48,20 +46,35 @@ class Prepared:
     """A cell with all that its training needs.
 
     Attributes:
-        expression: the method with the head of the task.
-        encoding: the training rows as the backbone reads them.
+        goals: its tasks with their rows.
+        expressions: the method with the head of a task, of each slot.
+        sharing: what the slots have in common; see `attach`.
+        rows: the training rows as the backbone reads them; those of several tasks as a mixture.
+        warnings: lines about rows that had to be truncated.
         folder: see `execute`.
         evaluating: seconds spent on the validation rows so far.
     """
 
     cell: Cell
-    task: Task
-    splits: Splits
+    goals: Goals
     backbone: Backbone
-    expression: Expression
-    encoding: Encoding
+    expressions: tuple[Expression, ...]
+    sharing: Sharing
+    rows: Sequence[Row]
+    warnings: tuple[str, ...]
     folder: Path | None
     evaluating: float = field(default=0.0, init=False)
+
+    @property
+    def expression(self) -> Expression:
+        """The method of the first slot."""
+        return self.expressions[0]
+
+    def attach(self) -> Delta:
+        """A delta to train, on the backbone."""
+        return attach(
+            self.backbone.model, self.expressions, seed=self.cell.seed, sharing=self.sharing
+        )
 
     @property
     def settings(self) -> Settings:
@@ -95,18 +108,28 @@ class Prepared:
 
     def begin(self) -> None:
         """Gives the backbone's own new head, which a control trains, the start of other heads."""
-        if not self.expression.in_place or self.task.kind != "regression":
+        goal = self.goals[0]
+        if not self.expression.in_place or goal.task.kind != "regression":
             return
         for path in self.backbone.model.__dict__.get(DRAWN, ()):
             bias = getattr(self.backbone.model.get_submodule(path), "bias", None)
-            if isinstance(bias, Tensor) and len(bias) == self.task.head_width:
-                torch.nn.init.constant_(bias, _start(self.task, self.splits))
+            if isinstance(bias, Tensor) and len(bias) == goal.task.head_width:
+                torch.nn.init.constant_(bias, _start(goal))
 
-    def validate(self) -> Mapping[str, float]:
-        """Scores on the validation rows, of the model as it is."""
+    @property
+    def validate(self) -> Validate:
+        """Scores on the validation rows of the first task, of the model as it is."""
+        return functools.partial(self._validate, self.goals[0])
+
+    @property
+    def validations(self) -> dict[str, Validate]:
+        """Task to its scores on its validation rows, of the model as it is."""
+        return {goal.task.name: functools.partial(self._validate, goal) for goal in self.goals}
+
+    def _validate(self, goal: Goal) -> Mapping[str, float]:
         started = time.perf_counter()
         found = evaluate_on(
-            self.backbone, self.task, self.splits.validation, options=self.cell.options
+            self.backbone, goal.task, goal.splits.validation, options=self.cell.options
         )
         self.evaluating += time.perf_counter() - started
         return found.scores
@@ -131,50 +154,76 @@ class Prepared:
         """
         started = time.perf_counter()
         validation = _kept_scores(result)
-        test = evaluate_on(self.backbone, self.task, self.splits.test, options=self.cell.options)
-        kept = None
-        if self.folder is not None:
-            facts = self._facts(validation, test)
-            kept = save(delta, self.folder / "delta", slot=slot, facts=facts, overwrite=True)
-        truncated = () if self.encoding.warning is None else (self.encoding.warning,)
-        notes = (*self.task.notes, *self.splits.notes, *truncated, *test.warnings)
+        test = self.goals.evaluate(
+            self.backbone, "test", self.cell.options, functools.partial(self._on, delta)
+        )
+        several = len(self.expressions) > 1
+        slots = [*range(delta.slots)] if several else [slot]
+        kept = self._keep(delta, slots, validation, test.scores)
         model = self.backbone.model
         return CellResult(
-            metric=self.task.metric,
+            metric=self.goals.metric,
             scores=test.scores,
             validation=validation,
-            majority=_majority(self.task, self.splits),
-            category=self.task.provenance.category,
-            status=self.splits.status,
-            notes=tuple(dict.fromkeys(notes)),
-            trainable=delta.bank.numel,
-            stored=sum(tensor.numel() for tensor in stored_tensors(delta, slot).values()),
+            majority=self.goals.majority,
+            category=self.goals.category,
+            status=self.goals.status,
+            notes=tuple(dict.fromkeys((*self.goals.notes, *self.warnings, *test.warnings))),
+            trainable=delta.bank.total if several else delta.bank.numel,
+            stored=sum(t.numel() for one in slots for t in stored_tensors(delta, one).values()),
             base=count_parameters(model),
-            rows={name: len(getattr(self.splits, name)) for name in get_args(SplitName)},
+            rows={name: self.goals.rows(name) for name in get_args(SplitName)},
             steps=result.steps,
             seconds=result.seconds,
             total_seconds=seconds + time.perf_counter() - started,
             memory=memory,
-            curve=tuple(_curve(result, self.task.metric)),
+            curve=tuple(_curve(result, self.goals.metric)),
             device=str(next(model.parameters()).device),
             versions=library_versions(),
             artefact=None if kept is None else str(kept),
         )
 
-    def _facts(self, validation: Mapping[str, float], test: Evaluated) -> dict[str, Any]:
+    def _on(self, delta: Delta, task: int) -> AbstractContextManager[None]:
+        """Within it the delta is what a task has of it. A cell of one task is routed by others."""
+        return on_slot(delta, task) if len(self.goals) > 1 else nullcontext()
+
+    def _keep(
+        self,
+        delta: Delta,
+        slots: Sequence[int],
+        validation: Mapping[str, float],
+        test: Mapping[str, float],
+    ) -> Path | None:
+        """Saves a delta, or one for each task beside each other; returns the folder."""
+        if self.folder is None:
+            return None
+        if len(slots) == 1:
+            facts = self._facts(self.goals, validation, test)
+            return save(delta, self.folder / "delta", slot=slots[0], facts=facts, overwrite=True)
+        for slot, goal in zip(slots, self.goals, strict=True):
+            own = [of_task(scores, goal.task.name) for scores in (validation, test)]
+            place = self.folder / "deltas" / goal.task.name
+            save(delta, place, slot=slot, facts=self._facts(Goals([goal]), *own), overwrite=True)
+        return self.folder / "deltas"
+
+    def _facts(
+        self, goals: Goals, validation: Mapping[str, float], test: Mapping[str, float]
+    ) -> dict[str, Any]:
         return {
             "backbone": self.cell.backbone,
-            "task": self.task.name,
-            "task_version": self.task.version,
+            "task": goals.name,
+            "task_version": goals.version,
             "protocol": self.cell.protocol,
-            "rows": self.splits.digest,
+            "rows": goals.digest,
             "seed": self.cell.seed,
             "budget": self.cell.budget,
             "dtype": self.cell.options.get("dtype"),
             "quantise": self.cell.options.get("quantise"),
+            # As wide as the most labels of all tasks that it was trained with.
+            "head_width": max((task.head_width or 0 for task in self.goals.tasks), default=0),
             "settings": self.settings.model_dump(mode="json"),
             "validation": validation,
-            "test": test.scores,
+            "test": test,
             "versions": library_versions(),
         }
 
@@ -182,48 +231,81 @@ class Prepared:
 def prepare(cell: Cell, *, data: str | Path | None, folder: Path | None) -> Prepared:
     """Reads rows and backbone of a cell. See `execute`."""
     check_options(cell.options)
-    task, splits = rows_of(cell.task, cell.protocol, data, cell.options)
-    backbone = backbone_for(cell.backbone, task, cell.revision, cell.options)
-    encoding = encode(
-        splits.train,
+    goals = goals_of(cell.task, cell.protocol, data, cell.options)
+    backbone = backbone_for(cell.backbone, goals.tasks, cell.revision, cell.options)
+    encodings = {goal.task.name: _encoded(goal, backbone, cell.options) for goal in goals}
+    warnings = tuple(
+        one.warning if len(goals) == 1 else f"{name}: {one.warning}"
+        for name, one in encodings.items()
+        if one.warning is not None
+    )
+    expressions, sharing = _slots(cell, backbone, goals)
+    rows = _rows(encodings, cell.options)
+    return Prepared(cell, goals, backbone, expressions, sharing, rows, warnings, folder)
+
+
+def _slots(cell: Cell, backbone: Backbone, goals: Goals) -> tuple[tuple[Expression, ...], Sharing]:
+    """What each slot holds, and what they have in common: one slot, or one for each of several
+    tasks where that is wanted, or where each needs a head of its own.
+
+    Raises UnsupportedError for a control on an encoder, which has one head.
+    """
+    expression = parse(cell.method).at(cell.at)
+    sharing = cell.options.get("sharing")
+    if len(goals) == 1 or (sharing is None and backbone.form != "encoder"):
+        return (_with_head(expression, backbone, goals[0]),), "none"
+    if expression.in_place:
+        raise UnsupportedError(
+            f"{goals.name}: {expression} trains the backbone itself, which is one for all tasks, "
+            "with one head. Train it on each alone, or on a text-to-text backbone."
+        )
+    expressions = tuple(_with_head(expression, backbone, goal) for goal in goals)
+    return expressions, cast(Sharing, "all" if sharing is None else sharing)
+
+
+def _encoded(goal: Goal, backbone: Backbone, options: Mapping[str, Any]) -> Encoding:
+    return encode(
+        goal.splits.train,
         backbone.tokenizer,
         backbone.form,
-        maximum_source=int(cell.options.get("maximum_source") or task.lengths.source),
-        maximum_target=task.lengths.target,
+        maximum_source=int(options.get("maximum_source") or goal.task.lengths.source),
+        maximum_target=goal.task.lengths.target,
     )
-    expression = _with_head(parse(cell.method).at(cell.at), backbone, task, splits)
-    return Prepared(cell, task, splits, backbone, expression, encoding, folder)
 
 
-def _with_head(
-    expression: Expression, backbone: Backbone, task: Task, splits: Splits
-) -> Expression:
+def _rows(encodings: Mapping[str, Encoding], options: Mapping[str, Any]) -> Sequence[Row]:
+    """The rows of a task, or those of several as a mixture."""
+    if len(encodings) == 1:
+        return next(iter(encodings.values())).rows
+    cap = options.get("cap")
+    return Mixture(
+        {name: encoding.rows for name, encoding in encodings.items()},
+        temperature=float(options.get("temperature") or 1.0),
+        cap=None if cap is None else int(cap),
+        mixed=bool(options.get("mixed")),
+    )
+
+
+def _with_head(expression: Expression, backbone: Backbone, goal: Goal) -> Expression:
     """The expression with a head of the task's own, where the form needs one and none is there."""
     complete = any(method.category == "head" for method in expression)
     if backbone.form != "encoder" or complete or expression.in_place:
         return expression
-    return expression + f"head(labels={task.head_width}, start={_start(task, splits)})"
+    return expression + f"head(labels={goal.task.head_width}, start={_start(goal)})"
 
 
-def _start(task: Task, splits: Splits) -> float:
+def _start(goal: Goal) -> float:
     """Where the bias of a new head begins: the mean of the labels, to four digits."""
-    if task.kind != "regression" or not splits.train:
+    train = goal.splits.train
+    if goal.task.kind != "regression" or not train:
         return 0.0
-    return float(f"{fmean(float(example.label or 0) for example in splits.train):.4g}")
+    return float(f"{fmean(float(example.label or 0) for example in train):.4g}")
 
 
 def _kept_scores(result: Result) -> dict[str, float]:
     """The validation scores of the tensors that were kept."""
     kept = next(point for point in result.history if point.step == result.kept_step)
     return {name: math.nan if s is None else s for name, s in kept.scores.items()}
-
-
-def _majority(task: Task, splits: Splits) -> float | None:
-    """The score of always giving the commonest label of the training rows."""
-    if task.kind != "classification" or not splits.train or not splits.test:
-        return None
-    commonest = Counter(example.targets[0] for example in splits.train).most_common(1)[0][0]
-    return score(task, [commonest] * len(splits.test), splits.test)[task.metric]
 
 
 def _curve(result: Result, metric: str) -> Iterator[Point]:

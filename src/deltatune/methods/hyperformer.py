@@ -2,10 +2,10 @@
 
 Karimi Mahabadi et al. 2021, arXiv:2106.04489. I = LN(MLP([task; block; sublayer])), and one linear
 map makes D, U, c, e, g and s of a site from I; it is shared by all sites of one width. What a site
-has of its own are embeddings of its block and of its sublayer. The authors share over tasks too;
-here a delta is one task, and only the adapters that were made are stored. The map that makes g and
-s starts at zero, so that the start is the identity; the authors draw it with standard deviation
-0.01, as all other maps are drawn here.
+has of its own are embeddings of its block and of its sublayer. All but the task's embedding is in
+common in a bank with `sharing="method"`, as the authors train it on several tasks. Only the
+adapters that were made are stored. The map that makes g and s starts at zero, so that the start is
+the identity; the authors draw it with standard deviation 0.01, as all other maps are drawn here.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from deltatune.core.leaf import Leaf, normal, ones, zeros
 from deltatune.core.method import Leaves, Method, ReviewCategory, register
 from deltatune.core.site import Site
 from deltatune.primitives.bottleneck import Bottleneck
+
+_SHARED = ("block", "sublayer", "W1", "b1", "W2", "b2", "norm", "offset", "W", "b", "V", "v")
 
 
 @register("hyperformer")
@@ -46,6 +48,7 @@ class HyperFormer(Bottleneck, Method):
     review_category: ClassVar[ReviewCategory] = "additive"
     default_at: ClassVar[str] = "self_attention | ffn"
     learning_rate: ClassVar[float] = 3e-4
+    shared_leaves: ClassVar[tuple[str, ...]] = _SHARED
     count: ClassVar[str] = "t per block and sublayer; a hypernetwork once"
 
     def check(self) -> None:
@@ -63,20 +66,19 @@ class HyperFormer(Bottleneck, Method):
             return {**self.leaves(d, d), "U": normal(d, m, std=m**-0.5), **norm}
         place = site.place
         block, sublayer = (None, None) if place is None else (place.block, place.sublayer)
-        size = self.code
         return {
             "task": normal(t, std=1.0).tied("model"),
             "block": normal(t, std=1.0).tied(f"{site.stack}.{block}"),
             "sublayer": normal(t, std=1.0).tied(f"{sublayer}"),
             "W1": normal(self.middle, 3 * t, std=0.01).tied("model"),
             "b1": zeros(self.middle).tied("model"),
-            "W2": normal(size, self.middle, std=0.01).tied("model"),
-            "b2": zeros(size).tied("model"),
-            "norm": ones(size).tied("model"),
-            "offset": zeros(size).tied("model"),
-            "W": normal(2 * d * m + m + d, size, std=0.01).tied(f"{d}"),
+            "W2": normal(self.code, self.middle, std=0.01).tied("model"),
+            "b2": zeros(self.code).tied("model"),
+            "norm": ones(self.code).tied("model"),
+            "offset": zeros(self.code).tied("model"),
+            "W": normal(2 * d * m + m + d, self.code, std=0.01).tied(f"{d}"),
             "b": zeros(2 * d * m + m + d).tied(f"{d}"),
-            "V": zeros(2 * d, size).tied(f"{d}"),
+            "V": zeros(2 * d, self.code).tied(f"{d}"),
             "v": zeros(2 * d).tied(f"{d}"),
         }
 

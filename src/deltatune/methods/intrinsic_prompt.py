@@ -1,10 +1,11 @@
-"""Intrinsic prompt tuning, second stage: P = W2 tanh(W1 z + b1) + b2, where z alone is trained.
+"""Intrinsic prompt tuning: P = W2 tanh(W1 z + b1) + b2, where a task's vector z alone is trained.
 
-Qin et al. 2021, arXiv:2110.07867. In the first stage the authors train the decoder W1, b1, W2, b2
-on the prompts of many tasks, with weights that all tasks share; a bank has no such leaf, so that
-stage is not here. The decoder is drawn as torch draws its layers, which leaves a random subspace;
-write a trained one into the leaves of the bank to have the authors' second stage. z starts at
-N(0, 0.02²). Only the tokens are stored, as a `prompt`: an artefact holds no decoder. No identity.
+Qin et al. 2021, arXiv:2110.07867. In their first stage all tasks train one decoder W1, b1, W2, b2:
+`decoder=True` in a bank with `sharing="method"`. The authors encode trained prompts of the tasks
+for z, and ask the decoder to give those back too; here z of each task is trained. A delta without
+`decoder` that starts from one with it (`core.start`) is their second stage; else the decoder is
+drawn as torch draws its layers, which leaves a random subspace. z starts at N(0, 0.02²). Only the
+tokens are stored, as a `prompt`, unless it is saved `as_trained`. No identity.
 """
 
 from __future__ import annotations
@@ -27,20 +28,24 @@ from deltatune.primitives.virtual_tokens import MadeTokens
 @register("intrinsic_prompt")
 @dataclass(frozen=True, kw_only=True)
 class IntrinsicPrompt(MadeTokens, Method):
-    """Tokens that a frozen decoder makes of a trained vector.
+    """Tokens that a decoder makes of a vector.
 
     Attributes:
         dimension: n, the entries of the vector.
         middle: the width of the decoder.
+        decoder: whether the decoder is trained too.
     """
 
     dimension: int = 250
     middle: int = 768
+    decoder: bool = False
 
     category: ClassVar[Category] = "reparameterisation"
     review_category: ClassVar[ReviewCategory] = "reparameterised"
     learning_rate: ClassVar[float] = 1e-2
-    count: ClassVar[str] = "n, once"
+    count: ClassVar[str] = "n, once; the decoder too in the first stage"
+    shared_leaves: ClassVar[tuple[str, ...]] = ("W1", "b1", "W2", "b2")
+    training_fields: ClassVar[tuple[str, ...]] = ("decoder",)
 
     def check(self) -> None:
         super().check()
@@ -54,9 +59,11 @@ class IntrinsicPrompt(MadeTokens, Method):
         leaves = {"z": normal(self.dimension, std=0.02)}
         for k in (1, 2):
             inputs, outputs = widths[k - 1], widths[k]
-            drawn = uniform(outputs, inputs, bound=inputs**-0.5)
-            leaves[f"W{k}"] = replace(drawn, trained=False)
-            leaves[f"b{k}"] = replace(uniform(outputs, bound=inputs**-0.5), trained=False)
+            weight, bias = (
+                uniform(*s, bound=inputs**-0.5) for s in ((outputs, inputs), (outputs,))
+            )
+            leaves[f"W{k}"] = replace(weight, trained=self.decoder)
+            leaves[f"b{k}"] = replace(bias, trained=self.decoder)
         return leaves
 
     def embed(self, p: Leaves) -> Tensor:

@@ -1,9 +1,9 @@
 """MOELoRA: W' = W + (alpha / rank) Σ_n g_n B_n A_n, g = softmax(G e), the experts parting the rank.
 
 Liu et al. 2023, arXiv:2310.18339. The gate sees the task alone: e is its embedding, at every site
-one of its own, as in the authors' code. So a delta, which is one task, can be merged; experts that
-several tasks train together are not here, because a bank has no leaf that slots share. As there the
-A start from N(0, 0.01²), the B at zero, e from N(0, 1) and G uniformly.
+one of its own, as in the authors' code. So a delta, which is one task, can be merged; a bank with
+`sharing="method"` has the experts and G in common, as the authors train them. As there the A start
+from N(0, 0.01²), the B at zero, e from N(0, 1) and G uniformly.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class MoELoRA(Experts, LowRank, Method):
     embedding: int = 64
 
     aliases: ClassVar[tuple[str, ...]] = ("moe_lora",)
+    shared_leaves: ClassVar[tuple[str, ...]] = ("A", "B", "G")
     count: ClassVar[str] = "r (i + d) + t (n + 1), t the width of the task"
 
     def check(self) -> None:

@@ -1,7 +1,7 @@
-"""MPT, on its target task: [P ⊙ u vᵀ; E(x)], a prompt and a rank-one gain of it.
+"""MPT: [P ⊙ u vᵀ; E(x)], a prompt that tasks share, and a rank-one gain of it for each task.
 
-Wang et al. 2023, arXiv:2303.02861. On the source tasks P is shared and distilled from prompts of
-one task each; a bank has no leaf that slots share, so that stage is not here. u and v start at one,
+Wang et al. 2023, arXiv:2303.02861. A bank with `sharing="method"` has one P and u, v in each slot.
+The authors also distil from prompts of one task each, which is not here. u and v start at one,
 where the authors take the means over the source tasks, and P as the embeddings of tokens drawn from
 the vocabulary, unless it starts from another `mpt` (`core.start`). `frozen` trains u and v alone,
 which is what a further task costs. Only the tokens are stored, as a `prompt`. No identity.
@@ -34,6 +34,8 @@ class MPT(MadeTokens, Method):
 
     learning_rate: ClassVar[float] = 3e-2
     count: ClassVar[str] = "L d + L + d, once; frozen L + d"
+    shared_leaves: ClassVar[tuple[str, ...]] = ("P",)
+    training_fields: ClassVar[tuple[str, ...]] = ("frozen",)
 
     def init(self, site: Site) -> Mapping[str, Leaf]:
         return {

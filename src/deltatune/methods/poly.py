@@ -3,8 +3,8 @@
 Ponti et al. 2022, arXiv:2202.13914. The factors are combined, not their products, by
 z = σ(Z) / Σ σ(Z), so that a delta is one LoRA and can be merged. In training Z has logistic noise,
 one draw for each step and site, where the authors draw for each row. A delta is one task, with one
-row of their table of tasks; skills that several tasks train together are not here, because a bank
-has no leaf that slots share. Z starts within 0.001 of zero, the B at zero.
+row of their table of tasks; a bank with `sharing="method"` has the skills in common, as the authors
+train them. Z starts within 0.001 of zero, the B at zero.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Poly(Experts, LowRank, Method):
     experts: int = 4
 
     aliases: ClassVar[tuple[str, ...]] = ("polytropon",)
+    shared_leaves: ClassVar[tuple[str, ...]] = ("A", "B")
     count: ClassVar[str] = "n (r (i + d) + 1)"
 
     def init(self, site: Site) -> Mapping[str, Leaf]:

@@ -80,7 +80,7 @@ class Cell(Strict):
         revision: which weights those are: the hub's commit or a digest; None where unknown.
         method: a method expression in its canonical form, "lora(rank=8) + bitfit()".
         at: where the method sits, if not where the expression says.
-        task: the task's id.
+        task: the task's id; "one + another" for a delta that learns several.
         protocol: the rule by which the task's rows are split ("clean" or "faithful").
         data: the version of the task's record and a digest of its rows; None where unknown.
         seed: of everything that is drawn: leaves, order of rows, dropout.
@@ -177,12 +177,13 @@ class CellResult(Strict):
     """What came out of a cell. Nothing else is needed to report it.
 
     Attributes:
-        metric: name of the task's own metric.
+        metric: name of the task's own metric; of several tasks "average", over each one's own.
         scores: metric -> score on the test rows, fractions; holds `metric`.
         validation: metric -> score on the validation rows, of the tensors that were kept.
         majority: score of always answering the commonest label of the training rows; None where the
             task has no labels.
-        category: the task's place in the paper's Table 1, "Classification/sentiment analysis".
+        category: the task's place in the paper's Table 1, "Classification/sentiment analysis";
+            "Several tasks" where they are.
         status: "complete", or what the rows are instead: "partial", "proxy".
         notes: what must stand beside the score, one sentence each.
         trainable: scalars that training changed.

@@ -32,7 +32,7 @@ from deltatune.tasks.specification import (
 )
 from deltatune.tasks.task import Task
 
-__all__ = ["FOLDERS_VARIABLE", "TASKS", "find_task", "known_tasks", "load_records"]
+__all__ = ["FOLDERS_VARIABLE", "TASKS", "find_task", "known_tasks", "load_records", "names_of"]
 
 FOLDERS_VARIABLE = "DELTATUNE_TASKS"
 
@@ -185,3 +185,16 @@ def find_task(name: str | Path, folders: Iterable[str | Path] = ()) -> Task:
     if file_format(path) or path.is_dir():
         return task_from_files(path)
     raise UnknownNameError("task", str(name), known)
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """The names in "one + another", as `find_task` takes them.
+
+    Raises ConfigurationError if a name is missing or stands twice.
+    """
+    names = tuple(name.strip() for name in text.split(" + "))
+    if not all(names) or len(set(names)) < len(names):
+        raise ConfigurationError(
+            f"Several tasks are written 'one + another', each once. Found {text!r}."
+        )
+    return names

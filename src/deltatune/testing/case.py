@@ -109,7 +109,7 @@ class Case:
 def move(delta: Delta, seed: int = 0) -> None:
     """Adds small noise to every trained entry."""
     random = torch.Generator().manual_seed(seed)
-    for row in delta.bank.slots:
+    for row in delta.bank.parameters():
         row.add_(0.05 * torch.randn(row.shape, generator=random).to(row.dtype))
 
 

@@ -15,9 +15,11 @@ from deltatune.training.settings import Settings
 
 if TYPE_CHECKING:
     from deltatune.training.loop import fit
+    from deltatune.training.mixture import Mixture
     from deltatune.training.progress import Progress, choose_progress
     from deltatune.training.state import Evaluation, Result
     from deltatune.training.surveying import survey
+    from deltatune.training.tasks import fit_tasks
     from deltatune.training.trainable import Trainable
     from deltatune.training.trunk_cache import TrunkCache
 
@@ -26,6 +28,7 @@ __all__ = [
     "Epochs",
     "Evaluation",
     "Job",
+    "Mixture",
     "Progress",
     "Result",
     "Seconds",
@@ -38,12 +41,14 @@ __all__ = [
     "choose_progress",
     "fit",
     "fit_many",
+    "fit_tasks",
     "parse",
     "survey",
 ]
 
 _HOMES = {
     "Evaluation": "state",
+    "Mixture": "mixture",
     "Progress": "progress",
     "Result": "state",
     "Trainable": "trainable",
@@ -52,6 +57,7 @@ _HOMES = {
     "Job": "many",
     "fit": "loop",
     "fit_many": "many",
+    "fit_tasks": "tasks",
     "survey": "surveying",
 }
 

@@ -19,17 +19,17 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import nn
 
 from deltatune.core.errors import ConfigurationError, UnknownNameError, UnsupportedError
-from deltatune.training.batch import describe_tensors, digest_rows, row_length
+from deltatune.training.batch import describe_tensors, digest_rows
 from deltatune.training.budget import Budget, Tokens
 from deltatune.training.checkpoint import Checkpoint, Store
 from deltatune.training.log import Log
 from deltatune.training.memory import peak_device_memory, peak_memory, reset_peaks
+from deltatune.training.mixture import order_of
 from deltatune.training.optim import build_optimiser, schedule_factor, warmup_fraction
 from deltatune.training.packing import Packing
 from deltatune.training.parts import check_lengths
 from deltatune.training.progress import Progress, SilentProgress
 from deltatune.training.random_state import isolated_random_state
-from deltatune.training.sampler import Sampler
 from deltatune.training.settings import Settings
 from deltatune.training.state import Ending, Evaluation, Result, RunState
 from deltatune.training.step import Collate, StepTaker, Taken
@@ -65,7 +65,8 @@ def fit(
 
     Args:
         run: what is trained. It is moved to the device and left in evaluation mode.
-        rows: the training data, in any form that `collate` takes.
+        rows: the training data, in any form that `collate` takes; a `Mixture` of several tasks is
+            drawn by temperature, and the log names the tasks of every step.
         collate: rows to a batch of tensors, the keyword arguments of `run`.
         settings: how to train; the learning rate must be set.
         budget: how long.
@@ -127,8 +128,7 @@ def begin(
         check_lengths(
             rows, settings.tokens_per_pass, owner="The training data", setting="tokens_per_pass"
         )
-    lengths = [row_length(row) for row in rows] if settings.length_grouped else None
-    sampler = Sampler(len(rows), settings.rows_per_step, settings.seed, lengths)
+    sampler = order_of(rows, settings)
     warmup = warmup_fraction(settings, budget, sampler.batches_per_epoch)
     # Before the optimiser, which must hold the parameters as they are on the device.
     cast(nn.Module, run).to(accelerator.device)
@@ -172,7 +172,10 @@ class Loop:
                 "patience needs a validation. Give `validate`, or no patience."
             )
         store = None if folder is None or settings.checkpoint_every is None else Store(folder)
-        identity = _identity(taker, budget, metric, validate is not None, store is not None)
+        identity = {
+            **_identity(taker, budget, metric, validate is not None, store is not None),
+            **state.sampler.identity,
+        }
         log = Log(folder)
         return cls(taker, state, warmup, budget, validate, metric, identity, log, store, progress)
 
@@ -243,7 +246,7 @@ class Loop:
                 "input_ids. Give the budget in steps, epochs or seconds."
             )
         spent = {"step": facts.steps, "tokens": facts.tokens, "seconds": facts.seconds}
-        self.log.write("step", **spent, **asdict(taken))
+        self.log.write("step", **spent, **asdict(taken), **self.state.sampler.about)
         self.progress.step(facts.steps, self.fraction(), taken.loss, taken.learning_rate)
 
     def _evaluate(self) -> None:

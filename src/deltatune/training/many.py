@@ -130,6 +130,11 @@ def _check(delta: Delta, jobs: Sequence[Job], tokens: int) -> None:
             f"{len(jobs)} jobs for {delta.slots} slots. Attach with slots={len(jobs)}, or give "
             "every job a seed, from which a slot that becomes free is drawn anew."
         )
+    if delta.shares:
+        raise ConfigurationError(
+            f"The slots of {delta.name} share leaves, so that their runs are one. Train them by "
+            "fit_tasks, on a Mixture of their rows."
+        )
     device = next(delta.model.parameters()).device
     largest = largest_count(delta.bank.numel * TRAINING, device)
     if min(len(jobs), delta.slots) > largest:

@@ -6,15 +6,48 @@ two numbers. Every row comes exactly once in an epoch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["Sampler", "epoch_batches"]
+__all__ = ["Order", "Sampler", "epoch_batches"]
 
 # Rows are sorted by length within so many batches: enough to make lengths alike within a batch, few
 # enough that batches stay random. transformers' length-grouped sampler uses the same number.
 _MEGA_BATCH = 50
+
+
+class Order(Protocol):
+    """An endless iterator over batches of row indices, whose place is two numbers.
+
+    Attributes:
+        epoch: the epoch of the next batch.
+        index: the place of the next batch in its epoch.
+        identity: what must be equal for a run to go on in this order, as JSON values.
+    """
+
+    epoch: int
+    index: int
+    identity: Mapping[str, Any]
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """The number of batches of one epoch."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What the log says of the last batch, as JSON values."""
+
+    def first(self, count: int) -> list[int]:
+        """The rows of the first epoch in their order, so many at most."""
+
+    def restore(self, epoch: int, index: int) -> None:
+        """Goes to a place; the following batches are those that followed it before."""
+
+    def __iter__(self) -> Iterator[list[int]]: ...
+
+    def __next__(self) -> list[int]: ...
 
 
 def epoch_batches(
@@ -54,6 +87,9 @@ class Sampler:
         index: the place of the next batch in its epoch.
     """
 
+    identity: Mapping[str, Any] = {}
+    about: Mapping[str, Any] = {}
+
     def __init__(
         self, count: int, batch_size: int, seed: int, lengths: Sequence[int] | None = None
     ) -> None:
@@ -65,6 +101,10 @@ class Sampler:
     def batches_per_epoch(self) -> int:
         """The number of batches of one epoch."""
         return -(-self._count // self._batch_size)
+
+    def afresh(self) -> Sampler:
+        """The same order from its beginning."""
+        return Sampler(self._count, self._batch_size, self._seed, self._lengths)
 
     def first(self, count: int) -> list[int]:
         """The rows of the first epoch in their order, so many at most."""

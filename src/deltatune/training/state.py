@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from deltatune.core.errors import ArtefactError
 from deltatune.core.policy import Policies
 from deltatune.training.budget import Spent
-from deltatune.training.sampler import Sampler
+from deltatune.training.sampler import Order
 
 __all__ = ["Evaluation", "Facts", "Result", "RunState"]
 
@@ -135,7 +135,7 @@ class RunState:
         best: the trained tensors of the best evaluation, on the CPU; empty if none is kept.
     """
 
-    sampler: Sampler
+    sampler: Order
     optimiser: Optimizer
     policies: Policies
     rates: list[float]
@@ -143,7 +143,7 @@ class RunState:
     best: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, sampler: Sampler, optimiser: Optimizer, policies: Policies) -> RunState:
+    def begin(cls, sampler: Order, optimiser: Optimizer, policies: Policies) -> RunState:
         """The state of a run before its first step."""
         rates = [float(group["lr"]) for group in optimiser.param_groups]
         return cls(sampler, optimiser, policies, rates)
