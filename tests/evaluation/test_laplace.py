@@ -146,7 +146,7 @@ def test_rows_have_the_gradients_that_each_has_alone(method: str, family: str) -
         J = [torch.autograd.grad(one, delta.bank.slots, retain_graph=True)[0] for one in logits]
         jacobian = torch.stack(J)
         H = torch.einsum("ci,cd,di->i", jacobian, p.diag() - torch.outer(p, p), jacobian)
-        parts = zip(delta.bank.trained, H.split(delta.bank.sizes), strict=True)
+        parts = zip(delta.bank.own.shapes, H.split(delta.bank.own.sizes), strict=True)
         for name, part in parts:
             wanted[name] = wanted.get(name, torch.zeros(())) + part
     for name, block in made.blocks.items():

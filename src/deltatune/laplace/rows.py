@@ -87,6 +87,4 @@ def gradients(copy: Delta, logits: Tensor, along: Tensor) -> dict[str, Tensor]:
     assert isinstance(bank, Bank)
     read = list(bank.slots)[: len(logits)]
     found = torch.autograd.grad(logits, read, along.to(logits), retain_graph=True)
-    flat = torch.stack(found).cpu().double()
-    parts = zip(bank.trained.items(), torch.split(flat, bank.sizes, dim=1), strict=True)
-    return {name: part.view(-1, *shape) for (name, shape), part in parts}
+    return bank.own.split(torch.stack(found).cpu().double())
