@@ -256,3 +256,33 @@ def test_members_of_one_site_and_of_several_share_the_weights_of_each_site() -> 
     counts = {k.site.name: k.site.members for k in delta.links if k.method.name == "gate"}
     assert {count for name, count in counts.items() if name.endswith(("query", "value"))} == {2}
     assert {count for name, count in counts.items() if name.endswith("ffn")} == {1}
+
+
+# ---- a first pass
+
+
+def test_x_lora_weighs_by_what_the_backbone_makes_of_the_text() -> None:
+    batch = FAMILIES["bert"].batch()
+    method = "x_lora(lora(rank=2), hira(rank=2))"
+    with on("bert", method) as (model, delta), torch.no_grad():
+        with delta.active(False):
+            hidden = model.base_model(**batch).last_hidden_state
+        seen: list[Tensor] = []
+        link = next(k for k in delta.links if k.method.name == "x_lora")
+        p = {name: delta.tensors()[full] for name, full in link.names.items()}
+        assert {full.split("/")[1] for full in delta.tensors() if full.startswith("x_lora/")} == {
+            "encoder, 2 members"
+        }
+        mix = type(link.method).mix
+
+        def watched(self: object, *args: object) -> Tensor:
+            seen.append(mix(self, *args))  # type: ignore[arg-type]
+            return seen[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(link.method), "mix", watched)
+            model(**batch)
+        assert len(seen) == len([k for k in delta.links if k.method.name == "x_lora"])
+        expected = (hidden @ p["W"].mT + p["b"]).softmax(-1)
+        for weights in seen:
+            close(weights, expected)

@@ -17,7 +17,7 @@ from deltatune.core.errors import (
     ConfigurationError,
     StateError,
 )
-from deltatune.core.grammar import parse
+from deltatune.core.grammar import Expression, parse
 from deltatune.core.status import status
 from deltatune.core.swap import swap
 from deltatune.testing.case import Case, move
@@ -39,7 +39,7 @@ def bank(method: str = "lora(rank=2)") -> Delta:
 @pytest.mark.parametrize("method", [one for one in METHODS if one != "full"])
 def test_it_gives_what_loading_gives(method: str, tmp_path: Path) -> None:
     case = Case(method, "bert")
-    stored = " + ".join(str(one.stored()) for one in parse(method))
+    stored = str(Expression(tuple(one.stored() for one in parse(method))))
     folder = saved(tmp_path, method)
     held = bank(stored)
     other = {name: value.clone() for name, value in held.tensors(0).items()}

@@ -10,7 +10,7 @@ import torch
 from deltatune.backbones.encoding import Form, collate, encode
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 from deltatune.evaluation import predict, score
-from deltatune.evaluation.predict import longest_answer
+from deltatune.evaluation.predicting import longest_answer
 from deltatune.tasks import TASKS, Example, Task
 from deltatune.tasks.example import Row
 

@@ -99,6 +99,7 @@ CATALOGUE = (
     "sparse_adapter(bottleneck=8)",
     "vb_lora(rank=2, vectors=6, block=4)",
     "trainable_tokens(tokens='2:97')",
+    "x_lora(lora(rank=2), pfeiffer(bottleneck=3), prefix(length=2))",
     "vera(rank=8)",
     "waveft(coefficients=20)",
     "0.5 * lora(rank=3)",

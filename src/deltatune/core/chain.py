@@ -25,7 +25,6 @@ from deltatune.core.low_rank import followed, linear_with
 from deltatune.core.mixing import mixed
 from deltatune.core.quantised import Quantised
 from deltatune.core.rows import by_slot, spread
-from deltatune.core.site import Site
 from deltatune.core.storage import storage_of, wide
 
 __all__ = ["Around", "Chain", "Inner"]
@@ -132,8 +131,7 @@ class Chain:
         x = link.entry_input if link.site.entry is not None else args[0] if args else y
         link.entry_input = None
         assert x is not None
-        if y.shape[0] == 1 and len(set(link.delta.rows.slots)) > 1:
-            raise _called_once(link.site)
+        link.check_rows(y.shape[0])
         rows, part = link.rows(y.shape[0]), link.cut(y)
         leaves = link.stacked(y.dtype)
         if link.reader is None:
@@ -229,7 +227,7 @@ class Chain:
         if one or not (table or shared or args[0].shape[0] % routed):
             return args
         if not table or shared:
-            raise _called_once(site)
+            raise links[0].called_once()
         ids = args[0].expand(routed, *args[0].shape[1:]) if args[0].shape[0] == 1 else args[0]
         return (ids, *args[1:])
 
@@ -331,13 +329,6 @@ class Chain:
             for name in kept:
                 shadow.pop(name, None)
         return y + created["bias"].to(y.dtype) if created else y
-
-
-def _called_once(site: Site) -> UnsupportedError:
-    return UnsupportedError(
-        f"{site.path} is also called once for all rows, so the rows of a batch cannot use "
-        "different slots of it. Route the whole batch to one slot."
-    )
 
 
 @dataclass

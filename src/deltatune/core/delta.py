@@ -6,7 +6,6 @@ leaves the model as it was found when it is detached.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from deltatune.core.bank import Bank
 from deltatune.core.errors import ConfigurationError, StateError
 from deltatune.core.grammar import Expression
-from deltatune.core.host import DRAWN, Host, host_of
+from deltatune.core.host import Host, host_of
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.layout import Part, Sharing, layout, leaves_of, shared_names
 from deltatune.core.link import Link
@@ -423,21 +422,8 @@ def attach(
             delta.detach()
         host.sweep()
         raise
-    _warn_of_drawn(model)
+    host.warn_of_drawn()
     return delta
-
-
-def _warn_of_drawn(model: nn.Module) -> None:
-    """Warns of modules that were drawn at random and that no delta trains."""
-    trained = {link.site.path for delta in deltas_of(model) for link in delta.links}
-    control = any(isinstance(delta.bank, InPlaceBank) for delta in deltas_of(model))
-    lost = [path for path in model.__dict__.get(DRAWN, ()) if path not in trained]
-    if lost and not control:
-        warnings.warn(
-            f"{', '.join(lost)} was drawn at random, because the checkpoint has none, and no delta "
-            "trains it. Add a head of your own: `+ head(labels=...)`.",
-            stacklevel=4,
-        )
 
 
 def deltas_of(model: nn.Module) -> tuple[Delta, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import warnings
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -106,6 +107,18 @@ class Host:
         for chain in [chain for chain in self.chains if chain.unused]:
             chain.remove()
             del self._chains[chain.module]
+
+    def warn_of_drawn(self) -> None:
+        """Warns of modules that were drawn at random and that no delta trains."""
+        trained = {link.site.path for delta in self.deltas for link in delta.links}
+        control = any(delta.expression.in_place for delta in self.deltas)
+        lost = [path for path in self.model.__dict__.get(DRAWN, ()) if path not in trained]
+        if lost and not control:
+            warnings.warn(
+                f"{', '.join(lost)} was drawn at random, because the checkpoint has none, and no "
+                "delta trains it. Add a head of your own: `+ head(labels=...)`.",
+                stacklevel=4,
+            )
 
     def fingerprint(
         self, excluded: Collection[str], originals: Mapping[str, Tensor]

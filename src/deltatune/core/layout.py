@@ -94,7 +94,7 @@ def layout(model: nn.Module, expression: Expression) -> tuple[Part, ...]:
     _check_weights(parts)
     for mixer, key, place in reversed(waiting):
         members = parts[place : place + mixer.members]
-        sites = mixed_sites(mixer, members)
+        sites = mixed_sites(model, mixer, members)
         kept = map(_frozen, members) if mixer.frozen else members
         own = _part(mixer, key, [_Placed(site, dict(mixer.init(site))) for site in sites])
         parts[place : place + mixer.members] = [own, *kept]

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from deltatune.core.bank import Bank
 from deltatune.core.dropout import Mask, drop
+from deltatune.core.errors import UnsupportedError
 from deltatune.core.low_rank import Difference
 from deltatune.core.method import Leaves, Method
+from deltatune.core.mixer import Mixer
 from deltatune.core.policy import Draws, sampled
 from deltatune.core.rows import Rows, fit
 from deltatune.core.select import Form
@@ -68,6 +70,11 @@ class Link:
     def weighs_tokens(self) -> bool:
         """Whether it is a mixer of keys and values, which an attention asks for its weights."""
         return any(member.method.face == "attend" for member in self.members)
+
+    @property
+    def foresees(self) -> bool:
+        """Whether it is a mixer that reads a first pass without the delta."""
+        return isinstance(self.method, Mixer) and self.method.foresees
 
     @property
     def adds_bias(self) -> bool:
@@ -140,6 +147,18 @@ class Link:
         What is computed once for all rows has a size of its own, which one slot for all fits.
         """
         return fit(self.delta.rows.narrowed, size)
+
+    def check_rows(self, size: int) -> None:
+        """Raises UnsupportedError where one row stands for a batch that uses several slots."""
+        if size == 1 and len(set(self.delta.rows.slots)) > 1:
+            raise self.called_once()
+
+    def called_once(self) -> UnsupportedError:
+        """What is raised there."""
+        return UnsupportedError(
+            f"{self.site.path} is also called once for all rows, so the rows of a batch cannot use "
+            "different slots of it. Route the whole batch to one slot."
+        )
 
     def cut(self, y: Tensor) -> Tensor:
         """The features of the module's output that the site is."""

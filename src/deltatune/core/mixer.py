@@ -44,6 +44,7 @@ class Mixer(Method):
     members: int = 0
 
     default_at: ClassVar[str] = ""  #: its sites are those of its members
+    foresees: ClassVar[bool] = False  #: whether it reads a first pass without the delta
     compares: ClassVar[bool] = False  #: whether it needs what members make of a site (z)
 
     def over(self, *members: str | Method | Expression) -> Expression:

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 __all__ = ["join", "mixed", "mixed_sites", "weights_of"]
 
 
-def mixed_sites(mixer: Method, members: Iterable[Part]) -> list[Site]:
-    """The sites of a mixer: those of its members, each with how many act there.
+def mixed_sites(model: nn.Module, mixer: Method, members: Iterable[Part]) -> list[Site]:
+    """The sites of a mixer on a model: those of its members, each with how many act there.
 
     Raises TargetError for one that reads ids, by which nothing can be weighed.
     """
     found: dict[str, Site] = {}
+    width = getattr(getattr(model, "config", None), "hidden_size", 0)
     for part in members:
         for site in part.sites:
             if isinstance(site.module, nn.Embedding):
@@ -42,7 +43,7 @@ def mixed_sites(mixer: Method, members: Iterable[Part]) -> list[Site]:
                 )
             name = _name(part.method, site)
             count = found[name].members if name in found else 0
-            found[name] = replace(site, name=name, members=count + 1)
+            found[name] = replace(site, name=name, members=count + 1, width=width)
     # What is weighed at a module comes before the span that ends there, as folds do before outputs.
     return sorted(found.values(), key=lambda site: site.entry is not None)
 
@@ -72,6 +73,7 @@ def mixed(
     x = link.entry_input if link.site.entry is not None else args[0]
     link.entry_input = None
     assert x is not None
+    link.check_rows(y.shape[0])
     part = link.cut(y)
     added = [link.cut(_alone(chain, one, args, kwargs, y)) - part for one in link.members]
     weights = weights_of(link, x, torch.stack([part, *added], dim=-2))

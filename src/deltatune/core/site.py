@@ -70,7 +70,8 @@ class Site:
         key_width, value_width: features of keys and values, at attention sites; else 0.
         allotted: what `Method.choose`, which sees all sites, says of a parameter or leaf here: what
             falls to it of a budget, or whether it is there.
-        members: how many methods a mixer weighs here.
+        members: how many methods a mixer weighs here; width: of a mixer's site, the features of the
+            model's hidden states, 0 where they are not known.
         projections: of keys and of values, at attention sites where each is one map of what the
             attention reads; else none.
     """
@@ -87,6 +88,7 @@ class Site:
     value_width: int = 0
     allotted: Mapping[str, int] = field(default_factory=dict, repr=False)
     members: int = 0
+    width: int = 0
     projections: tuple[Site, ...] = field(default=(), repr=False)
 
     @property

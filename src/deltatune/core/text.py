@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from deltatune.core.calls import bound, parameter_names
 from deltatune.core.errors import StateError, UnsupportedError
+from deltatune.core.first_pass import first_pass
 from deltatune.core.roles import places
 from deltatune.core.shown import remember
 from deltatune.core.site import Place
@@ -70,6 +71,8 @@ class Text:
             `read` here; None at the first of the stack.
         source: in a decoder that reads an encoder, that one's text, all of it real and a prompt
             alike, with what its last site carried; else None.
+        first: [rows, tokens, width], the last hidden states of a first pass without the delta,
+            where a mixer foresees; else None.
         states: what is carried just now, by name, of all methods.
     """
 
@@ -80,6 +83,7 @@ class Text:
     shown: Tensor | None = None
     carried: Tensor | None = None
     source: Text | None = None
+    first: Tensor | None = None
     states: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -99,11 +103,11 @@ class Text:
 
     def of_rows(self, index: Tensor) -> Text:
         """The text of some rows."""
-        maybe = (self.ids, self.shown, self.carried)
-        ids, shown, carried = (None if one is None else one[index] for one in maybe)
+        maybe = (self.ids, self.shown, self.carried, self.first)
+        ids, shown, carried, first = (None if one is None else one[index] for one in maybe)
         source = None if self.source is None else self.source.of_rows(index)
         real, prompt = self.real[index], self.prompt[index]
-        return Text(real, prompt, ids, self.causal, shown, carried, source)
+        return Text(real, prompt, ids, self.causal, shown, carried, source, first)
 
 
 @dataclass(eq=False)
@@ -141,7 +145,14 @@ class TextReader:
         self.cache = given.get("past_key_values")
         past = 0 if self.cache is None else int(self.cache.get_seq_length())
         name = self.links[0].method.name
-        self.text = text = text_of(given, self.host, name, self.causal, past)
+        text = text_of(given, self.host, name, self.causal, past)
+        foreseeing = [link for link in self.links if link.live and link.foresees]
+        if foreseeing and text is not None:
+            deltas = (link.delta for link in foreseeing)
+            with self._uncheckpointed():
+                hidden = first_pass(inner, given, deltas, self.blocks, id(self))
+            text = replace(text, first=hidden)
+        self.text = text
         try:
             with self.carrying():
                 output = inner(*args, **kwargs)
@@ -152,6 +163,18 @@ class TextReader:
             return output
         finally:
             self.text = self.cache = None
+
+    @contextmanager
+    def _uncheckpointed(self) -> Iterator[None]:
+        """Within it nothing is checkpointed: what has no graph needs none."""
+        active = [module for module in self.checkpointed if module.gradient_checkpointing]
+        for module in active:
+            module.__dict__["gradient_checkpointing"] = False
+        try:
+            yield
+        finally:
+            for module in active:
+                module.__dict__["gradient_checkpointing"] = True
 
     @contextmanager
     def carrying(self) -> Iterator[None]:

@@ -6,14 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deltatune.evaluation.calibration import calibration as calibration
-    from deltatune.evaluation.predict import predict as predict
-    from deltatune.evaluation.score import score as score
+    from deltatune.evaluation.calibrating import calibration as calibration
+    from deltatune.evaluation.predicting import predict as predict
+    from deltatune.evaluation.scoring import score as score
 
 _HOMES = {
-    "calibration": "deltatune.evaluation.calibration",
-    "predict": "deltatune.evaluation.predict",
-    "score": "deltatune.evaluation.score",
+    "calibration": "deltatune.evaluation.calibrating",
+    "predict": "deltatune.evaluation.predicting",
+    "score": "deltatune.evaluation.scoring",
 }
 
 __all__ = ["calibration", "predict", "score"]

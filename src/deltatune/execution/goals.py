@@ -12,7 +12,7 @@ from typing import Any
 
 from deltatune.backbones.load import Backbone
 from deltatune.core.errors import ConfigurationError
-from deltatune.evaluation.score import score
+from deltatune.evaluation.scoring import score
 from deltatune.execution.ground import Evaluated, evaluate_on, rows_of
 from deltatune.tasks.example import SplitName, Splits
 from deltatune.tasks.records import names_of

@@ -13,8 +13,8 @@ import torch
 from deltatune.backbones.load import Backbone, form_of, load_backbone
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 from deltatune.core.fingerprint import fingerprint
-from deltatune.evaluation.predict import Mode, predict
-from deltatune.evaluation.score import score
+from deltatune.evaluation.predicting import Mode, predict
+from deltatune.evaluation.scoring import score
 from deltatune.tasks.example import Example, ProtocolName, SplitName, Splits
 from deltatune.tasks.records import find_task, names_of
 from deltatune.tasks.task import Task
