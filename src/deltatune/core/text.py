@@ -18,7 +18,7 @@ for beams with all others.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from deltatune.core.calls import bound, parameter_names
+from deltatune.core.checkpointed import Checkpoint
 from deltatune.core.errors import StateError, UnsupportedError
 from deltatune.core.first_pass import first_pass
 from deltatune.core.roles import places
@@ -184,7 +185,7 @@ class TextReader:
         functions = [(m, m.__dict__.get(_FUNCTION)) for m in active if text is not None]
         for module, function in functions:
             if function is not None and text is not None:
-                module.__dict__[_FUNCTION] = _Checkpoint(self, text, function)
+                module.__dict__[_FUNCTION] = Checkpoint(self, text, function)
         try:
             yield
         finally:
@@ -266,64 +267,6 @@ class TextReader:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "text": None, "cache": None, "again": {}}
-
-
-@dataclass(eq=False)
-class _Carried:
-    """What is checkpointed, with the text that it was first computed with.
-
-    It is called with what is carried in front of its own arguments, and gives what it carries on
-    behind its own results.
-
-    Attributes:
-        names: of what is carried into it.
-        changed: of what it carries on; known after its first call.
-        alone: whether its own result is one, and no tuple.
-    """
-
-    reader: TextReader
-    text: Text
-    function: Callable[..., Any]
-    names: tuple[str, ...]
-    changed: tuple[str, ...] = ()
-    alone: bool = False
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        count = len(self.names)
-        given = dict(zip(self.names, args[:count], strict=True))
-        text = replace(self.text, states=dict(given))
-        with self.reader.once_more(text):
-            output = self.function(*args[count:], **kwargs)
-        states = text.states
-        self.changed = tuple(name for name in states if states[name] is not given.get(name))
-        self.alone = not isinstance(output, tuple)
-        if not self.changed:
-            return output
-        output = (output,) if self.alone else output
-        return (*output, *(states[name] for name in self.changed))
-
-    def take(self, output: Any, states: dict[str, Tensor]) -> Any:
-        """Its own result; what it carries on is put among the states."""
-        if not self.changed:
-            return output
-        count = len(self.changed)
-        states.update(zip(self.changed, output[-count:], strict=True))
-        return output[0] if self.alone else output[:-count]
-
-
-@dataclass(eq=False)
-class _Checkpoint:
-    """In the place of the function that a module is checkpointed with."""
-
-    reader: TextReader
-    text: Text
-    function: Callable[..., Any]
-
-    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        states = self.text.states
-        # Without the states: they lead to the graph that holds what is checkpointed.
-        inside = _Carried(self.reader, replace(self.text, states={}), function, tuple(states))
-        return inside.take(self.function(inside, *states.values(), *args, **kwargs), states)
 
 
 def text_of(

@@ -48,5 +48,6 @@ class _Norms:
 
 
 def _norms(W: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(W, dim=1)
+    # In one layout, so that a sum of the same numbers is the same: GPT-2 stores W transposed.
+    norms: Tensor = torch.linalg.vector_norm(W.contiguous(), dim=1)
     return norms
