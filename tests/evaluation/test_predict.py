@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import deltatune
 from deltatune.backbones.encoding import Form, collate, encode
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 from deltatune.evaluation import predict, score
@@ -116,9 +117,17 @@ def test_what_was_trained_is_answered(form: Form) -> None:
 
 
 @pytest.mark.parametrize("form", ["encoder_decoder", "decoder"])
-def test_rank_is_the_likelihood_of_the_label(form: Form) -> None:
-    """Against a loop over rows and labels with the model's own loss."""
+@pytest.mark.parametrize(
+    "method",
+    [None, "prompt(length=3)", "prefix(length=2)", "attempt", "x_lora(lora(rank=2), pfeiffer)"],
+)
+def test_rank_is_the_likelihood_of_the_label(form: Form, method: str | None) -> None:
+    """Against a loop over rows and labels with the model's own loss, an encoder pass for each."""
     task, model = _task(), _model(form).eval()
+    if method is not None:
+        random = torch.Generator().manual_seed(0)
+        for leaf in deltatune.attach(model, method).parameters():
+            leaf.data.normal_(std=0.7, generator=random)
     examples = _examples(task)
     expected = []
     for example in examples:

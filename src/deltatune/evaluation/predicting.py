@@ -12,7 +12,7 @@ a later backward pass, and caches of a delta may outlive the evaluation.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -181,34 +181,43 @@ def _generated(
     return [text.strip() for text in texts]
 
 
-def _ranked(model: nn.Module, tokenizer: Any, form: Form, rows: list[Row], task: Task) -> list[str]:
-    scores = torch.stack(
-        [
-            _likelihood(model, tokenizer, form, rows, target_ids(tokenizer, form, label))
-            for label in task.labels
-        ],
-        dim=1,
-    )
-    return [task.labels[index] for index in scores.argmax(dim=1).tolist()]
+def _ranked(model: Any, tokenizer: Any, form: Form, rows: list[Row], task: Task) -> list[str]:
+    encoded: dict[str, Any] = {}
+    if form == "encoder_decoder":
+        # What the encoder makes of a row is the same for every label.
+        batch = _on(model, collate_prompts(rows, tokenizer, form))
+        batch.pop("token_type_ids", None)
+        outputs = model.get_encoder()(**batch, return_dict=True)
+        encoded = {"encoder_outputs": outputs, "attention_mask": batch["attention_mask"]}
+    scores = [
+        _likelihood(model, tokenizer, rows, target_ids(tokenizer, form, label), encoded)
+        for label in task.labels
+    ]
+    return [task.labels[index] for index in torch.stack(scores).argmax(dim=0).tolist()]
 
 
 def _likelihood(
-    model: nn.Module, tokenizer: Any, form: Form, rows: list[Row], target: tuple[int, ...]
+    model: Any,
+    tokenizer: Any,
+    rows: list[Row],
+    target: tuple[int, ...],
+    encoded: Mapping[str, Any],
 ) -> Tensor:
-    """Returns the log-likelihood [rows] of `target`, end token included, after each row."""
-    if form == "decoder":
+    """Returns the log-likelihood [rows] of `target`, end token included, after each row: of an
+    encoder-decoder after what its encoder made of the rows, of a decoder (`encoded` is empty) after
+    the rows themselves.
+    """
+    if encoded:
+        labels = torch.tensor([target] * len(rows), device=_device(model))
+        logits = model(**encoded, labels=labels).logits.float()
+    else:
         answered = [
             Row((*row.input_ids, *target), (*(IGNORED for _ in row.input_ids), *target))
             for row in rows
         ]
-    else:
-        answered = [Row(row.input_ids, target) for row in rows]
-    batch = _on(model, collate(answered, tokenizer, form))
-    labels = batch["labels"]
-    logits = model(**batch).logits.float()
-    if form == "decoder":
+        batch = _on(model, collate(answered, tokenizer, "decoder"))
         # A decoder's output at a token speaks of the next one.
-        logits, labels = logits[:, :-1], labels[:, 1:]
+        logits, labels = model(**batch).logits[:, :-1].float(), batch["labels"][:, 1:]
     chosen = labels.clamp_min(0).unsqueeze(-1)
     each = logits.log_softmax(dim=-1).gather(-1, chosen).squeeze(-1)
     total: Tensor = each.masked_fill(labels == IGNORED, 0.0).sum(dim=-1)
