@@ -87,7 +87,7 @@ def test_python_writes_the_same_as_the_text() -> None:
         ("gate(route(lora))", "route within gate"),
         ("gate(prompt)", "cannot weigh prompt"),
         ("route(full)", "cannot weigh full"),
-        ("fuse(prefix)", "fuse weighs prefix, which gives keys and values"),
+        ("fuse(prefix)", "fuse weighs by what its members make of a site, and prefix"),
         ("0.5 * gate(prefix)", "at the strength 1"),
         ("route(lora, lora, chosen=3)", "chosen lies in 0 to 2"),
         ("gate(lora, at='ffn')", "gate acts where its members act"),
@@ -286,3 +286,8 @@ def test_x_lora_weighs_by_what_the_backbone_makes_of_the_text() -> None:
         expected = (hidden @ p["W"].mT + p["b"]).softmax(-1)
         for weights in seen:
             close(weights, expected)
+
+
+def test_x_lora_needs_the_width_of_what_it_reads() -> None:
+    with pytest.raises(TargetError, match="names no hidden_size"):
+        api.attach(Tiny(), "x_lora(lora(rank=2, at='lin'), lora(rank=3, at='lin'))")

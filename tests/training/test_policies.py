@@ -327,7 +327,9 @@ def test_only_the_share_that_is_kept_moves(method: str, share: float) -> None:
 
 
 def test_sam_keeps_the_steepest_entries_of_every_tensor() -> None:
-    """Those of the sum of the gradients at the start, found by hand."""
+    """Those of the sum of the gradients at the start, found by hand; two that differ by the error
+    of rounding alone may stand for each other.
+    """
     _, run = a_run("bert", "sam(share=0.1, turn=0.45)")
     rows = rows_for("bert", 8)
     plain = api.attach(FAMILIES["bert"].build(), "sam(share=0.1)", seed=1)
@@ -337,9 +339,11 @@ def test_sam_keeps_the_steepest_entries_of_every_tensor() -> None:
     fit(Run(run.delta), rows, collate, settings=settings, budget=Steps(8))
     for name, value in run.delta.tensors().items():
         count = max(1, round(0.1 * value.numel()))
-        chosen = steepest[name].abs().flatten().topk(count).indices
-        outside = value.flatten().index_fill(0, chosen, 0.0)
-        assert not outside.any(), name
+        size = steepest[name].abs().flatten()
+        least = float(size.topk(count).values[-1])
+        moved = value.flatten() != 0
+        assert 0 < int(moved.sum()) <= count, name
+        assert float(size[moved].min()) >= least * (1 - 1e-4) - 1e-7, name
 
 
 def test_pruned_bitfit_keeps_whole_vectors_where_it_is_structured() -> None:
@@ -492,3 +496,18 @@ def test_memory_of_another_policy_is_refused() -> None:
 def test_values_that_cannot_be_meant(method: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         parse(method)
+
+
+def test_the_members_that_a_mixer_keeps_have_no_policy_and_pay_no_penalty() -> None:
+    text = "gate(adalora(rank=3, final_rank=1, every=2), lora(rank=2), frozen=True)"
+    delta = api.attach(FAMILIES["bert"].build(), text)
+    delta.bank.write(0, {name: value + 0.05 for name, value in delta.tensors().items()})
+    before = {name: value.clone() for name, value in delta.tensors().items()}
+    assert Policies(delta, [0]).acting == {}
+    assert penalty(delta, [0]) is None
+    settings = quick(schedule="constant", base_dropout=False)
+    fit(Run(delta), rows_for("bert"), collate, settings=settings, budget=Steps(4))
+    moved = {
+        name for name, value in delta.tensors().items() if not torch.equal(before[name], value)
+    }
+    assert moved and {name.partition("/")[0] for name in moved} <= {"gate"}

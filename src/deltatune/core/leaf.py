@@ -23,6 +23,7 @@ __all__ = [
     "fixed",
     "generator",
     "given",
+    "identity",
     "key_of",
     "normal",
     "ones",
@@ -130,6 +131,12 @@ def given(shape: tuple[int, ...], fill: Fill) -> Leaf:
 def fixed(shape: tuple[int, ...], fill: Fill, dtype: torch.dtype = torch.float32) -> Leaf:
     """A leaf that is stored and never trained: indices, masks."""
     return Leaf(shape, fill, trained=False, dtype=dtype)
+
+
+def identity(shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+    """A fill: ones on the diagonal [d, d]."""
+    del random
+    return torch.eye(*shape)
 
 
 def places(count: int, entries: int) -> Leaf:

@@ -106,9 +106,14 @@ def check_mixers(methods: Sequence[Method]) -> None:
                     + " a site computes. Put it beside: "
                     f"{name}(...) + {member.name}."
                 )
-            if member.face == "attend" and (method.compares or method.strength != 1):
+            if member.face == "attend" and method.compares:
                 raise ConfigurationError(
-                    f"{name} weighs {member.name}, which gives keys and values, only where it "
-                    "needs not see what its members make of a site, and at the strength 1. Use "
-                    "gate or route."
+                    f"{name} weighs by what its members make of a site, and {member.name}, which "
+                    "gives keys and values, makes nothing of it by itself. Use gate or route."
+                )
+            if member.face == "attend" and method.strength != 1:
+                raise ConfigurationError(
+                    f"{name} weighs {member.name}, which gives keys and values, by the share that "
+                    f"an attention gives them, and takes it at the strength 1; it is "
+                    f"{method.strength}."
                 )

@@ -6,7 +6,8 @@ folded in; their changes, weighed, are added in the place of the mixer among the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -75,21 +76,27 @@ def mixed(
     assert x is not None
     link.check_rows(y.shape[0])
     part = link.cut(y)
-    added = [link.cut(_alone(chain, one, args, kwargs, y)) - part for one in link.members]
+    base = functools.cache(lambda: chain.base(*args, **kwargs))  # once for all that fold
+    added = [link.cut(_alone(chain, one, args, kwargs, y, base)) - part for one in link.members]
     weights = weights_of(link, x, torch.stack([part, *added], dim=-2))
     change = (torch.stack(added, dim=-2) * weights.unsqueeze(-1)).sum(-2)
     return link.paste(y, (part + change).to(y.dtype))
 
 
 def _alone(
-    chain: Chain, link: Link, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor
+    chain: Chain,
+    link: Link,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    y: Tensor,
+    base: Callable[[], Tensor],
 ) -> Tensor:
     """The output with one member, and no other."""
     if link.method.face == "output":
         return chain.act(link, args, y)
     if link.method.has_fast() or link.adds_bias:
         return chain.add(link, args, y)
-    changed: Tensor = chain.folded([link], args, kwargs) - chain.base(*args, **kwargs)
+    changed: Tensor = chain.folded([link], args, kwargs) - base()
     return y + changed
 
 

@@ -24,6 +24,7 @@ from deltatune.core.site import Site
 if TYPE_CHECKING:
     from deltatune.core.bank import Flat
     from deltatune.core.delta import Delta
+    from deltatune.core.layout import Part
     from deltatune.core.method import Method
 
 __all__ = [
@@ -136,7 +137,7 @@ class Policies:
 
     def __init__(self, delta: Delta, slots: Sequence[int]) -> None:
         self.delta = delta
-        acting = [part for part in delta.trained_parts if part.method.has_policy()]
+        acting = [part for part in _moving(delta) if part.method.has_policy()]
         self.acting = {(slot, part.key): part.method for slot in slots for part in acting}
         self.memory = {
             key: dict(method.remember(self._held(*key))) for key, method in self.acting.items()
@@ -192,9 +193,14 @@ class Policies:
         ]
 
 
+def _moving(delta: Delta) -> list[Part]:
+    """The parts whose leaves training moves: not those of a mixer that keeps its members."""
+    return [part for part in delta.trained_parts if any(o.trained for o in part.leaves.values())]
+
+
 def penalty(delta: Delta, slots: Sequence[int]) -> Tensor | None:
     """What the methods of a delta add to the loss of some slots; None where they add nothing."""
-    methods = {part.key: part.method for part in delta.trained_parts if part.method.has_penalty()}
+    methods = {part.key: part.method for part in _moving(delta) if part.method.has_penalty()}
     terms: list[Tensor] = []
     for slot in slots if methods else ():
         held = delta.bank.read(slot)

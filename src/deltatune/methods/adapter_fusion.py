@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from deltatune.core.leaf import Leaf, given, normal, zeros
+from deltatune.core.leaf import Leaf, given, identity, normal, zeros
 from deltatune.core.method import Leaves, Method, register
 from deltatune.core.site import Site
 from deltatune.primitives.bottleneck import Bottleneck
@@ -52,7 +52,7 @@ class AdapterFusion(Experts, Bottleneck, Method):
             "Q": normal(d, d, std=0.02),
             "q": zeros(d),
             "K": normal(d, d, std=0.02),
-            "V": given((d, d), _identity),
+            "V": given((d, d), identity),
         }
 
     def idle(self, site: Site, leaf: str) -> bool:
@@ -68,8 +68,3 @@ class AdapterFusion(Experts, Bottleneck, Method):
         z = torch.stack([self.apply(y, one) for one in adapters], dim=-2)
         scores = linear(z, p["K"]) @ linear(y, p["Q"], p["q"]).unsqueeze(-1)
         return y + linear((scores.softmax(-2) * z).sum(-2), p["V"])
-
-
-def _identity(shape: tuple[int, ...], random: torch.Generator) -> Tensor:
-    del random
-    return torch.eye(*shape)

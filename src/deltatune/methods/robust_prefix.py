@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from deltatune.core.errors import ConfigurationError, TargetError
-from deltatune.core.leaf import Leaf, fixed, normal
+from deltatune.core.leaf import Leaf, fixed, identity, normal
 from deltatune.core.method import Category, Leaves, Method, ReviewCategory, register
 from deltatune.core.policy import Found
 from deltatune.core.site import Site
@@ -61,7 +61,7 @@ class RobustPrefix(Method):
         return {
             "K": normal(self.length, site.key_width, std=0.02),
             "V": normal(self.length, site.value_width, std=0.02),
-            "Q": fixed((d, d), _identity).tied(f"{site.stack}.{site.block}"),
+            "Q": fixed((d, d), identity).tied(f"{site.stack}.{site.block}"),
         }
 
     def attend(self, p: Leaves) -> tuple[Tensor, ...]:
@@ -78,8 +78,3 @@ class RobustPrefix(Method):
 
     def stray(self, h: Tensor, p: Leaves) -> Tensor:
         return (h - h @ p["Q"].mT).float().square().sum()
-
-
-def _identity(shape: tuple[int, ...], random: torch.Generator) -> Tensor:
-    del random
-    return torch.eye(*shape)

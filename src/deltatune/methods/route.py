@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -22,6 +21,7 @@ from deltatune.core.leaf import Leaf, normal
 from deltatune.core.method import Leaves, register
 from deltatune.core.mixer import Mixer
 from deltatune.core.site import Site
+from deltatune.primitives.experts import shares
 
 if TYPE_CHECKING:
     from deltatune.core.text import Text
@@ -56,8 +56,4 @@ class Route(Mixer):
         return 1 in (site.members, self.chosen)  # the one member has the weight 1
 
     def mix(self, x: Tensor, z: Tensor | None, text: Text | None, p: Leaves) -> Tensor:
-        logits = linear(x, p["R"])
-        if 0 < self.chosen < logits.shape[-1]:
-            least = logits.topk(self.chosen).values[..., -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
-        return logits.softmax(-1)
+        return shares(linear(x, p["R"]), self.chosen)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 from torch.nn.functional import linear
 
+from deltatune.core.errors import TargetError
 from deltatune.core.leaf import Leaf, normal, zeros
 from deltatune.core.method import Leaves, register
 from deltatune.core.mixer import Mixer
@@ -46,8 +47,12 @@ class XLoRA(Mixer):
 
     def init(self, site: Site) -> Mapping[str, Leaf]:
         tie = None if self.layerwise else f"{site.stack}, {site.members} members"
-        width = site.width or site.inputs
-        own = {"W": normal(site.members, width, std=0.02), "b": zeros(site.members)}
+        if not site.width:
+            raise TargetError(
+                "x_lora weighs by the last hidden states of the backbone, and its configuration "
+                "names no hidden_size. Use route, which reads what a site reads."
+            )
+        own = {"W": normal(site.members, site.width, std=0.02), "b": zeros(site.members)}
         return {name: replace(leaf, tie=tie) for name, leaf in own.items()}
 
     def idle(self, site: Site, leaf: str) -> bool:

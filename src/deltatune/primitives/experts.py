@@ -14,7 +14,7 @@ from deltatune.core.errors import ConfigurationError
 from deltatune.core.leaf import Fill, Leaf, normal
 from deltatune.core.site import Site
 
-__all__ = ["Experts", "Routed", "alike", "several"]
+__all__ = ["Experts", "Routed", "alike", "several", "shares"]
 
 
 def several(leaves: Mapping[str, Leaf], experts: int) -> dict[str, Leaf]:
@@ -33,6 +33,14 @@ class _Alike:
 
     def __call__(self, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
         return self.fill(shape[1:], random).expand(shape)
+
+
+def shares(logits: Tensor, chosen: int = 0) -> Tensor:
+    """The softmax of logits [..., experts], over the `chosen` largest alone; 0 for all."""
+    if 0 < chosen < logits.shape[-1]:
+        least = logits.topk(chosen).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    return logits.softmax(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +95,4 @@ class Routed(Experts):
 
     def weights(self, x: Tensor, p: Mapping[str, Tensor]) -> Tensor:
         """g(x), [..., experts], of x [..., inputs]."""
-        logits = functional.linear(x, p["R"])
-        if self.chosen:
-            least = logits.topk(self.chosen).values[..., -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
-        return logits.softmax(-1)
+        return shares(functional.linear(x, p["R"]), self.chosen)
