@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import BertConfig, BertModel
 
 from deltatune import api
 from deltatune.backbones.ladder import TOKENIZER
+from deltatune.core import artefact
 from deltatune.core.errors import (
     BackboneMismatchError,
     ConfigurationError,
@@ -79,6 +81,44 @@ def test_stages_have_a_budget_and_a_rate_each_and_go_on_from_where_they_are(
     shutil.rmtree(folder / "run-2")  # as if it had been cut off between the stages
     (again,) = api.train_many([staged], folder=tmp_path)
     assert isinstance(again, CellResult) and again.scores == found.scores
+
+
+def test_each_stage_has_a_budget_and_settings_of_its_own(tmp_path: Path) -> None:
+    plain = Settings(per_device_batch_size=4, learning_rate=1e-3)
+    staged = Cell(
+        backbone="t5-nano", method="prompt(length=2) >> bitfit", task="minimal_pairs",
+        budget="3 steps >> 24 tokens", options=FEW,
+        settings=plain, stages=({"learning_rate": 0.3}, {"optimiser": "sgd"}),
+    )  # fmt: skip
+    (found,) = api.train_many([staged], folder=tmp_path)
+    assert isinstance(found, CellResult)
+    logs = [tmp_path / staged.id / run / "log.jsonl" for run in ("run-1", "run-2")]
+    runs = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
+    steps = [[line for line in run if line["event"] == "step"] for run in runs]
+    assert len(steps[0]) == 3 and len(steps[1]) > 0 and found.steps == 3 + len(steps[1])
+    assert [run[0]["learning_rate"] for run in steps] == [0.3, 1e-3]
+    facts = artefact.read(tmp_path / staged.id / "delta").facts
+    assert facts["budget"] == "3 steps >> 24 tokens" and facts["stages"] == [*staged.stages]
+    same = Cell(**{**staged.model_dump(), "stages": ({}, {})})
+    assert staged.id != same.id and staged.settings_of(1).optimiser == "sgd"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"budget": "2 steps >> 2 steps >> 2 steps"}, "has 2 stages, and there are budgets for 3"),
+        ({"stages": ({},)}, "there are settings for 1"),
+        ({"method": "lora", "budget": "2 steps >> 2 steps"}, "has 1 stage, .* budgets for 2"),
+        ({"stages": ({"rate": 1.0}, {})}, "training setting"),
+        ({"stages": ({"seed": 1}, {})}, "seed of the cell"),
+        ({"budget": "2 steps >>"}, "a number and a unit"),
+    ],
+)
+def test_stages_that_the_method_does_not_have_are_refused(
+    wrong: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=reason):
+        api.train("t5-nano", "minimal_pairs", **{"method": "prompt >> lora", **wrong})
 
 
 def test_many_cells_end_as_each_would_alone(tmp_path: Path) -> None:

@@ -179,6 +179,7 @@ def train(
     *,
     budget: str = "300 steps",
     settings: Settings | None = None,
+    stages: Sequence[Mapping[str, Any]] = (),
     seed: int = 0,
     protocol: str = "clean",
     data: str | Path | None = None,
@@ -196,8 +197,10 @@ def train(
             own metric, and their average decides.
         method: see `attach`. A head is added where the task needs one.
         at: see `attach`.
-        budget: "300 steps", "2 epochs", "10 minutes", "1e6 tokens".
+        budget: "300 steps", "2 epochs", "10 minutes", "1e6 tokens"; for `a >> b` that of
+            each stage, or one for each, "200 steps >> 2 epochs".
         settings: how to train; its learning rate is the method's preset where it is None.
+        stages: what the settings are in each stage where they are others, see `Cell`.
         seed: of leaves, order of rows and dropout.
         protocol: "clean" or "faithful".
         data: the folder that holds the tasks' rows, or "hub"; else the variable DELTATUNE_DATA.
@@ -223,6 +226,7 @@ def train(
         seed=seed,
         budget=budget,
         settings=settings or Settings(),
+        stages=tuple(map(dict, stages)),
         options=dict(options or {}),
     )
     return execute(

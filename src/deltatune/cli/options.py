@@ -58,7 +58,7 @@ DryRun: TypeAlias = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done; do nothing.")
 ]
 
-_NESTED = ("settings", "options")
+_NESTED = ("settings", "stages", "options")
 
 
 def trunk_cache_of(values: dict[str, Any]) -> TrunkCache | None:
@@ -84,7 +84,7 @@ def gather(
         config: a YAML file, or None.
         changes: "key=value" and "settings.key=value", values in YAML.
         given: option name -> value, None for options that were not given. The names are the keys
-            that are allowed, with `settings` and `options`.
+            that are allowed, with `settings`, `stages` and `options`.
         needed: keys that must have a value in the end.
 
     Raises:

@@ -22,7 +22,6 @@ from deltatune.core.run import Run
 from deltatune.execution.prepared import Prepared, prepare
 from deltatune.study.cell import Cell, CellResult
 from deltatune.tasks.records import find_task, names_of
-from deltatune.training.budget import parse as parse_budget
 from deltatune.training.loop import fit
 from deltatune.training.many import Job, Outcome, fit_many
 from deltatune.training.memory import VALUES_AND_TRAINING, largest_count
@@ -70,8 +69,8 @@ def execute(
 def _fit_stages(
     ready: Prepared, delta: Delta, progress: Progress | None, trunk_cache: TrunkCache | None
 ) -> Result:
-    """Trains a delta, one stage after the other where it has any: each with the whole budget, and
-    an optimiser and a schedule of its own. What lies below changes from stage to stage, so that
+    """Trains a delta, one stage after the other where it has any: each with a budget, settings, an
+    optimiser and a schedule of its own. What lies below changes from stage to stage, so that
     nothing of it is cached.
 
     Returns what the last stage has measured, with the steps and seconds of all.
@@ -83,7 +82,7 @@ def _fit_stages(
         delta.stage = stage
         common: dict[str, Any] = {
             "settings": ready.settings_of(stage),
-            "budget": parse_budget(ready.cell.budget),
+            "budget": ready.budget_of(stage),
             "metric": ready.goals.metric,
             "folder": ready.run_folder(stage),
             "progress": progress,
@@ -194,7 +193,7 @@ def _job(ready: Prepared) -> Job:
     return Job(
         ready.rows,
         ready.settings,
-        parse_budget(ready.cell.budget),
+        ready.budget_of(None),
         ready.validate,
         ready.goals.metric,
         ready.run_folder(),

@@ -20,7 +20,7 @@ from deltatune.backbones.encoding import Encoding, Row, collate, encode
 from deltatune.backbones.load import Backbone
 from deltatune.core.artefact import save, stored_tensors
 from deltatune.core.delta import Delta, attach
-from deltatune.core.errors import UnsupportedError
+from deltatune.core.errors import ConfigurationError, UnsupportedError
 from deltatune.core.grammar import Expression, parse
 from deltatune.core.host import DRAWN
 from deltatune.core.layout import Sharing
@@ -31,6 +31,7 @@ from deltatune.study.cell import Cell, CellResult, Point
 from deltatune.study.comparison import preset
 from deltatune.study.source import library_versions
 from deltatune.tasks.example import SplitName
+from deltatune.training.budget import Budget, parse_stages
 from deltatune.training.loop import Validate
 from deltatune.training.mixture import Mixture
 from deltatune.training.settings import Settings
@@ -78,20 +79,25 @@ class Prepared:
 
     @property
     def settings(self) -> Settings:
-        """Those of the cell; its seed, on top of theirs, orders the rows and keys dropout too."""
-        rate = self.cell.settings.learning_rate
-        known = {
-            "learning_rate": preset(self.cell.method) if rate is None else rate,
-            "seed": self.cell.settings.seed + self.cell.seed,
-        }
-        return self.cell.settings.model_copy(update=known)
+        """Those of the cell; see `settings_of`."""
+        return self.settings_of(None)
 
     def settings_of(self, stage: int | None) -> Settings:
-        """Those of a stage: without a rate of the cell's, at that of its own methods."""
-        if stage is None or self.cell.settings.learning_rate is not None:
-            return self.settings
-        rates = [method.learning_rate for method in self.expression.of_stage(stage)]
-        return self.settings.model_copy(update={"learning_rate": min(rates)})
+        """Those of a stage: without a rate in the cell, at that of its own methods. The seed of the
+        cell, on top of theirs, orders the rows and keys dropout too.
+        """
+        settings = self.cell.settings if stage is None else self.cell.settings_of(stage)
+        rate = settings.learning_rate
+        if rate is None and stage is not None:
+            rate = min(method.learning_rate for method in self.expression.of_stage(stage))
+        rate = preset(self.cell.method) if rate is None else rate
+        known = {"learning_rate": rate, "seed": settings.seed + self.cell.seed}
+        return settings.model_copy(update=known)
+
+    def budget_of(self, stage: int | None) -> Budget:
+        """That of a stage."""
+        budgets = parse_stages(self.cell.budget)
+        return budgets[0] if stage is None or len(budgets) == 1 else budgets[stage]
 
     def run_folder(self, stage: int | None = None) -> Path | None:
         """Where the checkpoints are, of a stage."""
@@ -217,6 +223,7 @@ class Prepared:
             "rows": goals.digest,
             "seed": self.cell.seed,
             "budget": self.cell.budget,
+            "stages": [dict(changes) for changes in self.cell.stages],
             "dtype": self.cell.options.get("dtype"),
             "quantise": self.cell.options.get("quantise"),
             # As wide as the most labels of all tasks that it was trained with.
@@ -231,6 +238,7 @@ class Prepared:
 def prepare(cell: Cell, *, data: str | Path | None, folder: Path | None) -> Prepared:
     """Reads rows and backbone of a cell. See `execute`."""
     check_options(cell.options)
+    _check_stages(cell)
     goals = goals_of(cell.task, cell.protocol, data, cell.options)
     backbone = backbone_for(cell.backbone, goals.tasks, cell.revision, cell.options)
     encodings = {goal.task.name: _encoded(goal, backbone, cell.options) for goal in goals}
@@ -242,6 +250,18 @@ def prepare(cell: Cell, *, data: str | Path | None, folder: Path | None) -> Prep
     expressions, sharing = _slots(cell, backbone, goals)
     rows = _rows(encodings, cell.options)
     return Prepared(cell, goals, backbone, expressions, sharing, rows, warnings, folder)
+
+
+def _check_stages(cell: Cell) -> None:
+    """Raises ConfigurationError for budgets or settings of stages that the method does not have."""
+    stages = max(len(parse(cell.method).stages), 1)
+    given = {"budgets": len(parse_stages(cell.budget)), "settings": len(cell.stages) or stages}
+    for what, count in given.items():
+        if count != stages and (what == "settings" or count != 1):
+            raise ConfigurationError(
+                f"{cell.method} has {stages} stage{'s' if stages > 1 else ''}, and there are "
+                f"{what} for {count}. Give the same for all, or for each its own."
+            )
 
 
 def _slots(cell: Cell, backbone: Backbone, goals: Goals) -> tuple[tuple[Expression, ...], Sharing]:

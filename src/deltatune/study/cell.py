@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from deltatune.core.errors import ConfigurationError, UnknownNameError
-from deltatune.training.budget import parse as parse_budget
+from deltatune.training.budget import parse_stages
 from deltatune.training.settings import Settings
 
 __all__ = ["Arm", "Cell", "CellResult", "Point", "Strict", "explained"]
@@ -84,8 +84,11 @@ class Cell(Strict):
         protocol: the rule by which the task's rows are split ("clean" or "faithful").
         data: the version of the task's record and a digest of its rows; None where unknown.
         seed: of everything that is drawn: leaves, order of rows, dropout.
-        budget: how long to train, "300 steps" or `Steps(300)`; brought into one spelling.
+        budget: how long to train, "300 steps" or `Steps(300)`; brought into one spelling. A method
+            of stages has it for each of them, or one for each: "200 steps >> 2 epochs".
         settings: how to train. Its seed is always that of the cell.
+        stages: what the settings are in each stage of the method where they are others,
+            `({"learning_rate": 0.3}, {"optimiser": "sgd"})`; empty where they are the same.
         options: what else the run depends on, by name: row limits, lengths.
         code: the code version, see `study.source.code_version`.
     """
@@ -100,13 +103,14 @@ class Cell(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
     budget: str
     settings: Settings = Settings()
+    stages: tuple[dict[str, Any], ...] = ()
     options: dict[str, int | float | str | bool | None] = Field(default_factory=dict)
     code: str = ""
 
     @field_validator("budget", mode="before")
     @classmethod
     def _canonical_budget(cls, value: object) -> str:
-        return str(parse_budget(str(value)))
+        return " >> ".join(map(str, parse_stages(str(value))))
 
     @model_validator(mode="before")
     @classmethod
@@ -121,6 +125,19 @@ class Cell(Strict):
             "settings": settings.model_copy(update={"seed": values.get("seed", 0)}),
         }
 
+    @model_validator(mode="after")
+    def _stages_can_be_meant(self) -> Cell:
+        for stage in range(len(self.stages)):
+            if "seed" in self.stages[stage]:
+                raise ConfigurationError("All stages have the seed of the cell. Give `seed` there.")
+            self.settings_of(stage)
+        return self
+
+    def settings_of(self, stage: int) -> Settings:
+        """The settings of a stage, counted from 0."""
+        changes = self.stages[stage] if self.stages else {}
+        return Settings(**{**self.settings.model_dump(), **changes}) if changes else self.settings
+
     @functools.cached_property
     def id(self) -> str:
         """The first 128 bits of the SHA-256 of the cell's canonical JSON, 32 hex digits.
@@ -128,6 +145,8 @@ class Cell(Strict):
         How often a run saves checkpoints does not change its result and does not count.
         """
         content = self.model_dump(mode="json", exclude={"settings": {"checkpoint_every"}})
+        if not self.stages:
+            del content["stages"]  # ids of cells without are those of before there were any
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 

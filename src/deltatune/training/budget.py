@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 
-__all__ = ["Budget", "Epochs", "Seconds", "Spent", "Steps", "Tokens", "parse"]
+__all__ = ["Budget", "Epochs", "Seconds", "Spent", "Steps", "Tokens", "parse", "parse_stages"]
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,11 @@ def parse(text: str) -> Budget:
     except ValueError:
         raise ConfigurationError(f"{found[1]!r} is not a number. Found in {text!r}.") from None
     return kind(int(number) if number.is_integer() else number)  # type: ignore[arg-type]
+
+
+def parse_stages(text: str) -> tuple[Budget, ...]:
+    """Reads one budget, or one for each stage: "200 steps >> 2 epochs". Raises as `parse`."""
+    return tuple(parse(one) for one in text.split(">>"))
 
 
 def _positive(unit: str, number: float, *, whole: bool = False) -> None:
