@@ -190,6 +190,27 @@ def test_the_terminal_shows_the_same_numbers(summary: Summary) -> None:
         assert number in printed
 
 
+def test_many_arms_stand_below_each_other() -> None:
+    methods = tuple(f"lora(rank={rank})" for rank in range(9, 39))
+    one_rate = Grid(values=(1e-3,), relative=False)
+    found = compare(MemoryStore(), methods=methods, tasks=("emotion",), grid=one_rate, seeds=1)
+    lines = as_markdown(found).splitlines()
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"
+    ]
+    assert cells[0][:3] == ["t5-mini", "Ratio of tunable parameters", "emotion"]
+    assert [line[0] for line in cells[2:]] == ["Metric", "Commonest label", *methods]
+    (table,) = as_tables(found)
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table)
+    console.file.close()
+    printed = console.export_text()
+    assert all(
+        method in printed and line[2] in printed
+        for method, line in zip(methods, cells[4:], strict=True)
+    )
+
+
 def test_machines_get_fractions_for_every_seed(summary: Summary) -> None:
     data = json.loads(json.dumps(as_data(summary)))
     table = data["tables"]["t5-mini"]

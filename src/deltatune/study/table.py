@@ -1,14 +1,14 @@
 """The table of a comparison, in the form of Table 1 of the paper, as text, Markdown and JSON.
 
 Columns are arms; the first row gives the ratio of tunable parameters, then come the tasks by
-category, the average of each category and of all tasks. Scores are times 100, with the sample
-standard deviation over the seeds.
+category, the average of each category and of all tasks. Where there are many arms they are the
+rows of text and Markdown. Scores are times 100, with the sample standard deviation over the seeds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from rich import box
 from rich.console import RenderableType
@@ -29,7 +29,10 @@ __all__ = [
     "score",
 ]
 
+T = TypeVar("T")
+
 RATIO = "Ratio of tunable parameters"
+MANY_ARMS = 12  # more do not stand beside each other on a page
 
 
 def percent(ratio: float | None) -> str:
@@ -71,7 +74,7 @@ def as_markdown(summary: Summary) -> str:
     """Returns the tables and what must be said beside them in Markdown."""
     parts = []
     for backbone in summary.comparison.backbones:
-        header, *body = _lines(summary, backbone)
+        header, *body = _turned(summary, backbone, _lines(summary, backbone))
         lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
         parts.append("\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines))
     notes = "\n".join(f"- {remark}" for remark in remarks(summary))
@@ -159,23 +162,36 @@ def _lines(summary: Summary, backbone: str) -> list[list[str]]:
     return lines
 
 
+def _turned(summary: Summary, backbone: str, lines: list[list[T]]) -> list[list[T]]:
+    """The lines of a table, or its columns where it has many arms."""
+    wide = len(summary.arms(backbone)) > max(MANY_ARMS, len(lines))
+    return [list(column) for column in zip(*lines, strict=True)] if wide else lines
+
+
 def _terminal_table(summary: Summary, backbone: str) -> Table:
-    header, ratio, *body = _lines(summary, backbone)
-    rows = summary.rows(backbone)
-    first = len(header) - len(summary.arms(backbone))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, title in enumerate(header):
-        table.add_column(Text(title), justify="right" if number else "left")
-    table.add_row(*map(Text, ratio), style="cyan", end_section=True)
-    for number, (row, line) in enumerate(zip(rows, body, strict=True)):
-        best = best_places(row)
-        texts = [
-            Text(text, style="bold" if place - first in best else "")
-            for place, text in enumerate(line)
-        ]
-        ends = number + 1 == len(rows) or rows[number + 1].category != row.category
+    lines, rows = _lines(summary, backbone), summary.rows(backbone)
+    arms = len(summary.arms(backbone))
+    styled = [[Text(text, style="cyan" if n == 1 else "") for text in lines[n]] for n in (0, 1)]
+    ends = {1}
+    for number, (row, line) in enumerate(zip(rows, lines[2:], strict=True)):
+        best = {place + len(line) - arms for place in best_places(row)}
         style = "italic" if row.kind != "task" else ""
-        table.add_row(*texts, style=style, end_section=ends)
+        styled.append(
+            [
+                Text(text, style=f"{style} bold" if place in best else style)
+                for place, text in enumerate(line)
+            ]
+        )
+        if number + 1 == len(rows) or rows[number + 1].category != row.category:
+            ends.add(number + 2)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    header, *body = _turned(summary, backbone, styled)
+    if len(body) + 1 != len(styled):  # arms are rows now, behind metrics and commonest labels
+        ends = {len(lines[0]) - arms - 1}
+    for number, title in enumerate(header):
+        table.add_column(title, justify="right" if number else "left")
+    for number, texts in enumerate(body, 1):
+        table.add_row(*texts, end_section=number in ends)
     return table
 
 
