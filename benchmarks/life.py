@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.harness import Row, Size, interleave, row
 from deltatune import api
+from deltatune.core.delta import Delta
 from deltatune.core.run import Run
 from deltatune.core.swap import swap
 from deltatune.training.optim import build_optimiser
@@ -81,16 +82,24 @@ def _resident(size: Size) -> Iterator[Row]:
               peer=1e3 * times["peer"], over="itself", must=0.05)  # fmt: skip
 
 
+def _trained(model: nn.Module, seed: int = 0) -> Delta:
+    """A delta as after training: an artefact keeps nothing of what is zero."""
+    delta = api.attach(model, METHOD, seed=seed)
+    for row_of_leaves in delta.bank.parameters():
+        row_of_leaves.data.normal_()
+    return delta
+
+
 def _files(size: Size) -> Iterator[Row]:
     layers = 12 if size.name == "full" else 4
     model = llama(layers)
-    delta = api.attach(model, METHOD)
+    delta = _trained(model)
     theirs = peer(llama(layers))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         saved = api.save(delta, folder / "one")
         theirs.save_pretrained(folder / "peer")
-        other = api.save(api.attach(llama(layers), METHOD, seed=1), folder / "two")
+        other = api.save(_trained(llama(layers), seed=1), folder / "two")
         turns = itertools.cycle((other, saved))
 
         fresh = itertools.count()

@@ -64,6 +64,11 @@ class Host:
             if parameter is not None
         ]
         self._with_buffers = [module for module in model.modules() if module._buffers]
+        self._quantised = [
+            (module, storage)
+            for module, name, _ in self.flags
+            if name == "weight" and isinstance(storage := storage_of(module), Quantised)
+        ]
         for module, name, _ in self.flags:
             module._parameters[name].requires_grad_(False)  # type: ignore[union-attr]
         self.lock = threading.RLock()
@@ -141,10 +146,8 @@ class Host:
         """All parameters and buffers; none where they are sharded or absent."""
         held: list[Tensor | None] = [m._parameters.get(name) for m, name, _ in self.flags]
         held += [buffer for module in self._with_buffers for buffer in module._buffers.values()]
-        for module, name, _ in self.flags:
-            storage = storage_of(module)
-            if name == "weight" and isinstance(storage, Quantised):
-                held += storage.stored(module)
+        for module, storage in self._quantised:
+            held += storage.stored(module)
         there = [tensor for tensor in held if tensor is not None]
         apart = any(isinstance(tensor, DTensor) or tensor.is_meta for tensor in there)
         return [] if apart else there
