@@ -33,13 +33,15 @@ class Task:
     words: tuple[str, ...]
 
 
+# Words, so that what is learned is the class and not how to spell "DESC" in pieces.
+TREC = ("abbreviation", "thing", "description", "person", "place", "number")
 TASKS = {
     "glue_sst2": Task("sentence: {sentence}", "label", ("negative", "positive")),
     "ag_news": Task("{text}", "label", ("World", "Sports", "Business", "Sci/Tech")),
-    "trec": Task("{text}", "coarse_label", ("ABBR", "ENTY", "DESC", "HUM", "LOC", "NUM")),
+    "trec": Task("{text}", "coarse_label", TREC),
     "sms_spam": Task("{sms}", "label", ("ham", "spam")),
 }
-RATES = {"full": (1e-3, 3e-3), "lora": (1e-2, 3e-2)}
+RATES = {"full": (3e-4, 1e-3, 3e-3), "lora": (1e-3, 3e-3, 1e-2)}
 LONGEST = 64
 ROWS = 16
 Pairs = list[tuple[str, str]]
