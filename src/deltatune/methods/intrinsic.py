@@ -4,7 +4,7 @@ random and fixed.
 Aghajanyan et al. 2021, arXiv:2012.13255; without scales Li et al. 2018, arXiv:1804.08838. z starts
 at zero. With `said` every tensor has a scale λ of its own, one at the start, and the scales are a
 part of the dimension. P is Fastfood with rows of unit norm over its padded length, drawn from the
-seed and the name of the tensor, never stored, and kept in memory: 9 bytes for each entry, padded to
+seed and the name of the tensor, never stored, and kept in memory: 8 bytes for each entry, padded to
 a power of two. Where z is longer than a small tensor, the authors' code cuts it off, and P is wide
 enough here; and the backward pass is the adjoint of the forward pass, which theirs is not.
 """

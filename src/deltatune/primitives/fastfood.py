@@ -53,7 +53,7 @@ class Fastfood:
             either.
         key: what the draw depends on.
 
-    What is drawn is kept for each device, 9 bytes for each of L, and goes into no copy or pickle.
+    What is drawn is kept for each device, 8 bytes for each of L, and goes into no copy or pickle.
     """
 
     def __init__(self, entries: int, inputs: int, *key: object) -> None:
@@ -66,11 +66,15 @@ class Fastfood:
     def __call__(self, z: Tensor) -> Tensor:
         """P z, [entries], from z, [inputs]; its gradient is Pᵀ's."""
         signs, order, gains = self.drawn(z.device)
-        mixed = walsh_hadamard(pad(z, (0, self.length - self.inputs)) * signs)
+        mixed = walsh_hadamard(pad(z, (0, len(signs) - self.inputs)) * signs)
         return walsh_hadamard(mixed.index_select(0, order) * gains)[: self.entries]
 
     def drawn(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """B (signs), Π (which entry goes to each place) and G / c (gains), [L] each."""
+        """B (signs), [M], Π (which entry goes to each place) and G / c (gains), [L] each.
+
+        M is the first power of two that is not below the columns. H of a vector that is zero behind
+        M repeats its first M entries, so that one transform of M does for the first H.
+        """
         if device not in self._held:
             with torch.inference_mode(False):  # what is kept must serve in training too
                 random = generator("fastfood", *self.key)
@@ -78,9 +82,10 @@ class Fastfood:
                 order = torch.randperm(self.length, generator=random, dtype=torch.int32)
                 G = torch.randn(self.length, generator=random)
                 gains = G / (self.length * G.double().square().sum()).sqrt()
+                narrow = 1 << (self.inputs - 1).bit_length()
                 self._held[device] = (
-                    (signs * 2 - 1).to(device),
-                    order.to(device),
+                    (signs[:narrow] * 2 - 1).to(device),
+                    (order % narrow).to(device),
                     gains.float().to(device),
                 )
         return self._held[device]
