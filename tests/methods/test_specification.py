@@ -225,7 +225,7 @@ def test_a_projection_is_its_formula_and_the_gradient_its_adjoint(
     entries: int, inputs: int, seed: int
 ) -> None:
     P = Fastfood(entries, inputs, seed)
-    signs, order, gains = P.drawn(torch.device("cpu"))
+    signs, order, gains = P.drawn()
     H = dense(P.length)
     matrix = H @ torch.diag(gains.double()) @ torch.eye(P.length).double()[order.long()] @ H
     matrix = matrix @ torch.diag(signs.double())
@@ -286,10 +286,12 @@ def test_projections_are_kept_once_and_go_into_no_copy() -> None:
     forms = {site.name: forms["weight"] for site, forms in zip(part.sites, part.forms, strict=True)}
     held = vars(forms["lm_head"])["projection"]
     assert held is vars(forms["transformer.wte"])["projection"]
-    first = held.drawn(torch.device("cpu"))
-    assert held.drawn(torch.device("cpu"))[0] is first[0]
+    z = torch.ones(held.inputs)
+    first = held(z)
+    kept = held._held[z.device]
+    assert torch.equal(held(z), first) and held._held[z.device] is kept
     again = pickle.loads(pickle.dumps(held))
-    assert again._held == {} and torch.equal(again.drawn(torch.device("cpu"))[1], first[1])
+    assert again._held == {} and torch.equal(again(z), first)
 
 
 def test_a_dimension_that_the_scales_eat_up_is_refused() -> None:

@@ -65,28 +65,31 @@ class Fastfood:
 
     def __call__(self, z: Tensor) -> Tensor:
         """P z, [entries], from z, [inputs]; its gradient is Pᵀ's."""
-        signs, order, gains = self.drawn(z.device)
+        signs, order, gains = self._kept(z.device)
         mixed = walsh_hadamard(pad(z, (0, len(signs) - self.inputs)) * signs)
         return walsh_hadamard(mixed.index_select(0, order) * gains)[: self.entries]
 
-    def drawn(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """B (signs), [M], Π (which entry goes to each place) and G / c (gains), [L] each.
+    def drawn(self) -> tuple[Tensor, Tensor, Tensor]:
+        """B (signs), Π (which entry goes to each place) and G / c (gains), [L] each."""
+        random = generator("fastfood", *self.key)
+        signs = torch.randint(2, (self.length,), generator=random, dtype=torch.int8)
+        order = torch.randperm(self.length, generator=random, dtype=torch.int32)
+        G = torch.randn(self.length, generator=random)
+        gains = G / (self.length * G.double().square().sum()).sqrt()
+        return signs * 2 - 1, order, gains.float()
 
-        M is the first power of two that is not below the columns. H of a vector that is zero behind
-        M repeats its first M entries, so that one transform of M does for the first H.
+    def _kept(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for vectors that are zero behind the columns. H of one repeats its first M
+        entries, M the first power of two that holds the columns, so that a transform of M does.
         """
         if device not in self._held:
             with torch.inference_mode(False):  # what is kept must serve in training too
-                random = generator("fastfood", *self.key)
-                signs = torch.randint(2, (self.length,), generator=random, dtype=torch.int8)
-                order = torch.randperm(self.length, generator=random, dtype=torch.int32)
-                G = torch.randn(self.length, generator=random)
-                gains = G / (self.length * G.double().square().sum()).sqrt()
+                signs, order, gains = self.drawn()
                 narrow = 1 << (self.inputs - 1).bit_length()
                 self._held[device] = (
-                    (signs[:narrow] * 2 - 1).to(device),
+                    signs[:narrow].clone().to(device),
                     (order % narrow).to(device),
-                    gains.float().to(device),
+                    gains.to(device),
                 )
         return self._held[device]
 
