@@ -4,6 +4,8 @@
 then every row of train that validation or test holds too, and every row of validation that test
 holds too, is removed. Two rows are the same if their input fields are, after `text.normalise`.
 
+Before either, rows that the record does not keep (`Task.keep`) are left out.
+
 `faithful`: the published splits are cut as the paper's scores imply, by the record's rule A, B, C
 or D (`SplitRule`). Which rows went into which half is unknown; the first half is validation.
 Nothing is removed. Where the source does not have the rows that the rule needs, this is an error.
@@ -12,6 +14,7 @@ Nothing is removed. Where the source does not have the rows that the rule needs,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from deltatune.core.errors import ConfigurationError, DataError, UnknownNameError
 from deltatune.tasks.example import Example, ProtocolName, Row, SplitName, Splits, Tables
@@ -26,7 +29,7 @@ Parts = dict[SplitName, tuple[Row, ...]]
 _NAMES: tuple[SplitName, ...] = ("train", "validation", "test")
 _HELD_OUT = 0.1
 _SHUFFLE_SEED = 42
-_UNLABELLED = (None, -1)
+_SHARES = (0.8, 0.1, 0.1)
 
 
 def cut(task: Task, tables: Tables, protocol: ProtocolName) -> Splits:
@@ -74,11 +77,12 @@ def _examples(task: Task, rows: Sequence[Row], name: str, notes: list[str]) -> t
 
 
 def _completed(task: Task, tables: Tables, notes: list[str]) -> Parts:
-    parts: Parts = {name: tables.splits[name] for name in _NAMES if tables.splits.get(name)}
+    found = {name: _used(task, tables.splits.get(name, ()), name, notes) for name in _NAMES}
+    parts: Parts = {name: rows for name, rows in found.items() if rows}
     if "train" not in parts:
         raise DataError(f"{task.name}: {tables.origin} has no training rows.")
-    label = task.label if task.prepare is None else None
-    if label and all(row.values.get(label) in _UNLABELLED for row in parts.get("test", ())):
+    answer = task.outputs
+    if answer and not any(_answered(answer, row) for row in parts.get("test", ())):
         parts.pop("test", None)
     if "test" not in parts and "validation" in parts:
         notes.append(
@@ -107,6 +111,25 @@ def _completed(task: Task, tables: Tables, notes: list[str]) -> Parts:
     held["test"] = parts.get("test", held["test"])
     notes.append("Cut by a hash of the row's text: " + _sizes(held) + " rows.")
     return held
+
+
+def _used(task: Task, rows: tuple[Row, ...], name: str, notes: list[str]) -> tuple[Row, ...]:
+    if task.keep is None:
+        return rows
+    kept = tuple(row for row in rows if task.keeps(row))
+    if len(kept) < len(rows):
+        notes.append(f"{name}: rows that the record does not keep: {len(rows) - len(kept)}.")
+    return kept
+
+
+def _answered(fields: Sequence[str], row: Row) -> bool:
+    return not any(_is_blank(row.values.get(name)) for name in fields)
+
+
+def _is_blank(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_blank(part) for part in value.values())
+    return value in (None, -1, "", [])
 
 
 def _without_overlap(task: Task, parts: Parts, notes: list[str], removed: dict[str, int]) -> Parts:
@@ -167,10 +190,13 @@ def _faithful(task: Task, tables: Tables, notes: list[str]) -> Parts:
         parts = _as_published(task, tables, rule)
     else:
         pool = _ordered(_published(task, tables, rule, rule.pool), rule)
-        parts = _eighty(pool) if rule.rule == "C" else _halved(task, tables, rule, pool)
+        used = _used(task, pool, rule.pool, notes)
+        shares = rule.shares or (_SHARES if rule.rule == "C" else None)
+        parts = _by_shares(used, shares) if shares else _halved(task, tables, rule, pool, used)
     expected = rule.published.get("train", 0)
-    if rule.rule != "C" and len(parts["train"]) != expected:
+    if rule.pool != "train" and len(parts["train"]) != expected:
         notes.append(f"Train has {len(parts['train'])} of the {expected} published rows.")
+    parts = {name: _used(task, rows, name, notes) for name, rows in parts.items()}
     notes.append(f"Cut by rule {rule.rule} of the paper's scores: " + _sizes(parts) + " rows.")
     return parts
 
@@ -183,25 +209,36 @@ def _as_published(task: Task, tables: Tables, rule: SplitRule) -> Parts:
     }
 
 
-def _halved(task: Task, tables: Tables, rule: SplitRule, pool: tuple[Row, ...]) -> Parts:
+def _halved(
+    task: Task, tables: Tables, rule: SplitRule, pool: tuple[Row, ...], used: tuple[Row, ...]
+) -> Parts:
     taken = {id(row) for row in pool}
     # A source without labelled test rows holds its validation out of train: there they go back.
     rest = [*tables.splits.get("train", ()), *tables.splits.get("validation", ())]
     train = tuple(row for row in rest if id(row) not in taken)
     if not train or any(id(row) in taken for row in tables.splits.get("train", ())):
         raise _lacking(task, tables, rule, "train")
-    half = len(pool) // 2
-    return {"train": train, "validation": pool[:half], "test": pool[half:]}
+    if rule.sample is not None:
+        used = _in_crossfits_order(used)[: int(rule.sample * len(used))]
+    half = len(used) // 2
+    return {"train": train, "validation": used[:half], "test": used[half:]}
 
 
-def _eighty(pool: tuple[Row, ...]) -> Parts:
+def _by_shares(pool: tuple[Row, ...], shares: tuple[float, float, float]) -> Parts:
+    rows = _in_crossfits_order(pool)
+    first, second, third = shares
+    # Rounded, because 1 - 0.1 - 0.1 is a little less than 0.8.
+    ends = (first, round(1 - third - second, 6), round(1 - third, 6))
+    train, before, test = (int(end * len(rows)) for end in ends)
+    return {"train": rows[:train], "validation": rows[before:test], "test": rows[test:]}
+
+
+def _in_crossfits_order(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     import numpy
 
     # CrossFit shuffles a list of rows with numpy's global generator; this is the same permutation.
-    order = numpy.random.RandomState(_SHUFFLE_SEED).permutation(len(pool))
-    rows = tuple(pool[int(index)] for index in order)
-    first, second = int(0.8 * len(rows)), int(0.9 * len(rows))
-    return {"train": rows[:first], "validation": rows[first:second], "test": rows[second:]}
+    order = numpy.random.RandomState(_SHUFFLE_SEED).permutation(len(rows))
+    return tuple(rows[int(index)] for index in order)
 
 
 def _published(task: Task, tables: Tables, rule: SplitRule, name: SplitName) -> tuple[Row, ...]:
