@@ -43,6 +43,7 @@ class Task(Record):
         metric: name of the metric that is the task's own.
         provenance: where it comes from.
         source: where its rows are when no local folder holds them.
+        rows_of: a task with the same rows, whose folder serves where there is none of this name.
         fields: the fields of a raw row that are used. Templates write `_` for a `-` in a name.
         prepare: fields made from others, before anything else.
         derive: further fields: name to an expression over the raw ones.
@@ -76,6 +77,7 @@ class Task(Record):
     metric: str
     provenance: Provenance
     source: SourceSpecification
+    rows_of: str | None = None
     fields: tuple[str, ...]
     prepare: PairPreparation | None = None
     derive: dict[str, str] = Field(default_factory=dict)
@@ -138,7 +140,7 @@ class Task(Record):
     @property
     def digest(self) -> str:
         """A hash of everything in the record that can change a score; the rows have their own."""
-        unrelated = ("title", "provenance", "source", "notes")
+        unrelated = ("title", "provenance", "source", "rows_of", "notes")
         # Fields younger than some records count only where they are set.
         younger = ("continues", "turns", "derive", "keep", "answers")
         left_out: dict[str, Any] = dict.fromkeys(unrelated, True)
