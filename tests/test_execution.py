@@ -230,6 +230,14 @@ def test_a_regression_begins_at_the_mean_label(tmp_path: Path, method: str, name
     assert bias.tolist() == pytest.approx([6.5])
 
 
+def test_a_run_on_a_few_rows_of_each_label() -> None:
+    options = {"shots": 4, "shots_seed": 13, "test_rows": 8}
+    result = api.train("t5-nano", "minimal_pairs", "lora(rank=2)", budget="1 step", options=options)
+    assert any("4 shots of each of 2 groups, drawn with seed 13" in note for note in result.notes)
+    with pytest.raises(ConfigurationError, match="Take fewer"):
+        api.train("t5-nano", "minimal_pairs", "lora", options={"shots": 10**5})
+
+
 def test_a_run_on_a_backbone_in_bf16(tmp_path: Path) -> None:
     result = api.train(
         "t5-nano", "minimal_pairs", "lora(rank=2)", budget="2 steps",

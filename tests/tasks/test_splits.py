@@ -111,6 +111,61 @@ def test_splits_that_come_out_empty(toy: Task, make: Any) -> None:
         cut(toy, make.tables(test=make.rows("a")), "clean")
 
 
+def test_a_test_split_without_answers_is_no_test_split(record: dict[str, object]) -> None:
+    written = {"kind": "generation", "labels": [], "label": None, "texts": []}
+    for fields, target, hidden in (
+        (["text", "label"], "{{ label }}", ""),
+        (["text", "label"], "{{ label.text }}", {"text": [], "start": []}),
+        (["text", "label"], "{{ [text] | option(label) }}", -1),
+    ):
+        task = Task.model_validate(record | written | {"fields": fields, "target": target})
+        known = {"text": ["a"], "start": [0]} if isinstance(hidden, dict) else 0
+        rows = tuple(Row({"text": f"row {i}", "label": known}, "x") for i in range(100))
+        last = tuple(Row({"text": f"test {i}", "label": hidden}, "x") for i in range(3))
+        tables = Tables({"train": rows, "test": last}, "x", "local", "0")
+        splits = cut(task, tables, "clean")
+        assert len(splits.train) + len(splits.validation) + len(splits.test) == 100
+
+
+def test_rows_that_a_record_does_not_keep(record: dict[str, object], make: Any) -> None:
+    task = Task.model_validate(record | {"keep": "text != 'b'"})
+    tables = make.tables(
+        train=make.rows("a", "b"), validation=make.rows("c"), test=make.rows("b", "d")
+    )
+    splits = cut(task, tables, "clean")
+    assert _texts(splits) == [["a"], ["c"], ["d"]]
+    assert "train: rows that the record does not keep: 1." in splits.notes
+
+
+def test_rows_that_read_alike_are_the_same_row() -> None:
+    task = find_task("crawl_domain")
+    tables = Tables(
+        {
+            "train": (Row({"example": "green map"}, "x"), Row({"example": "blue map"}, "x")),
+            "validation": (Row({"example": "red map"}, "x"),),
+            "test": (Row({"example": "Greenmap"}, "x"),),
+        },
+        "here",
+        "local",
+        "0",
+    )
+    splits = cut(task, tables, "clean")
+    assert [example.targets for example in splits.train] == [("blue map",)]
+    assert (splits.removed["train_in_test"], splits.removed["train_in_test_exactly"]) == (1, 0)
+
+
+def test_a_rule_that_draws_a_sample_halves_it(make: Any) -> None:
+    import numpy
+
+    task = find_task("yelp_polarity")
+    lines = list(range(38000))
+    numpy.random.RandomState(42).shuffle(lines)
+    pool = tuple(Row({"text": str(i), "label": 0}, "x") for i in range(38000))
+    splits = cut(task, make.tables(train=make.rows("a"), test=pool), "faithful")
+    assert [int(e.source) for e in (*splits.validation, *splits.test)] == lines[:7600]
+    assert len(splits.validation) == 3800
+
+
 def test_rows_without_text_are_left_out_where_the_record_says_so(make: Any) -> None:
     task = find_task("tweet_eval_hate")
     tables = make.tables(

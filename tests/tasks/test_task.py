@@ -106,9 +106,43 @@ def test_identity_is_of_content(toy: Task) -> None:
     assert one.identity == other.identity != toy.example(_row(text="a", label=0)).identity
 
 
+WRITTEN = {"kind": "generation", "labels": [], "label": None, "texts": []}
+
+
+def test_several_right_answers(record: dict[str, object]) -> None:
+    record |= WRITTEN | {"answers": "more.names"}
+    task = Task.model_validate(record | {"fields": ["text", "more"]})
+    row = {"text": "a", "more": {"names": ["b", "c", "b"]}}
+    assert task.example(_row(**row)).targets == ("b", "c")
+    assert task.outputs == ("more",) and task.inputs == ("text",)
+    mapping = {"text": "a", "more": {"names": {"b": 3, "c": 1}}}
+    assert task.example(_row(**mapping)).targets == ("b", "c")
+    for wrong, message in ((0, "not a list"), ("b", "not a list"), ([], "no answer")):
+        with pytest.raises(DataError, match=message):
+            task.example(_row(text="a", more={"names": wrong}))
+
+
+def test_fields_that_are_derived_and_rows_that_are_kept(record: dict[str, object]) -> None:
+    task = Task.model_validate(
+        record
+        | {"fields": ["text", "votes-cast"], "label": "vote", "keep": "vote is not none"}
+        | {"derive": {"vote": "votes_cast | majority"}}
+    )
+    row = _row(**{"text": "a", "votes-cast": [1, 1, 0]})
+    assert task.keeps(row) and task.example(row).targets == ("good",)
+    assert not task.keeps(_row(**{"text": "a", "votes-cast": [1, 0]}))
+    assert task.inputs == ("text",) and task.outputs == ("votes-cast",)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"derive": {"one": "txt | strip"}}, "Did you mean 'text'"),
+        ({"derive": {"one": "text | stripp"}}, "Did you mean 'strip'"),
+        ({"keep": "lable"}, "Did you mean 'label'"),
+        ({"answers": "[text]"}, "no `target`"),
+        (WRITTEN | {"answers": "[txt]"}, "Did you mean 'text'"),
+        (WRITTEN | {"answers": "[text]", "target": "a"}, "needs a `target`, or `answers`"),
         ({"labels": ["one"]}, "at least two"),
         ({"labels": ["one", "one"]}, "same word"),
         ({"label": None}, "needs `label`"),

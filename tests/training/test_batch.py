@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
-from tests.training.standin import make_rows
+from tests.training.standin import Row, make_rows
 
 from deltatune.core.errors import ConfigurationError
 from deltatune.training.batch import (
@@ -11,6 +14,7 @@ from deltatune.training.batch import (
     describe_tensors,
     digest_rows,
     row_length,
+    visited,
 )
 
 
@@ -34,6 +38,27 @@ def test_tokens_leave_padding_out() -> None:
 )
 def test_a_loss_is_a_mean_over_its_items(labels: torch.Tensor, items: int) -> None:
     assert count_loss_items({"labels": labels}) == items
+
+
+@dataclass(frozen=True)
+class Several(Row):
+    """A row with other right answers."""
+
+    others: tuple[Row, ...] = ()
+
+
+def test_a_visit_draws_one_of_several_right_answers() -> None:
+    (plain,) = make_rows(1)
+    assert visited(plain, 0, 3, 7) is plain
+    several = Several(plain.input_ids, 0, (Row(plain.input_ids, 1), Row(plain.input_ids, 2)))
+    drawn = [visited(several, 13, step, 7).labels for step in range(900)]
+    assert drawn == [visited(several, 13, step, 7).labels for step in range(900)]
+    assert drawn != [visited(several, 21, step, 7).labels for step in range(900)]
+    assert drawn != [visited(several, 13, step, 8).labels for step in range(900)]
+    counts = Counter(drawn)
+    assert all(240 < counts[label] < 360 for label in range(3))
+    other = replace(several, others=several.others[:1])
+    assert digest_rows([several]) != digest_rows([other]) != digest_rows([plain])
 
 
 def test_without_labels_rows_are_counted() -> None:

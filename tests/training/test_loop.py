@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests.training.standin import StandIn, accuracy, collate, events, make_rows, quick
+from tests.training.standin import Row, StandIn, accuracy, collate, events, make_rows, quick
 
 from deltatune.core.errors import (
     ArtefactError,
@@ -38,6 +40,29 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
         fit(run, ROWS, collate, settings=quick(seed=seed), budget=Steps(7))
         ends.append(run.head.weight.detach().clone())
     assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
+
+
+@dataclass(frozen=True)
+class Several(Row):
+    """A row with other right answers."""
+
+    others: tuple[Row, ...] = ()
+
+
+def test_each_visit_draws_one_of_several_right_answers() -> None:
+    several = [Several(row.input_ids, 0, (Row(row.input_ids, 1),)) for row in ROWS]
+    seen: list[list[int]] = []
+
+    def collated(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        seen.append([row.labels for row in rows])
+        return collate(rows)
+
+    for _ in range(2):
+        fit(StandIn(), several, collated, settings=quick(), budget=Epochs(8))
+    labels = [label for batch in seen for label in batch]
+    half = len(labels) // 2
+    assert labels[:half] == labels[half:]  # the same run once more
+    assert 0.35 < sum(labels) / len(labels) < 0.65
 
 
 def test_accumulation_is_one_large_batch_in_parts() -> None:

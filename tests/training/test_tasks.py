@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from deltatune import api
+from deltatune.backbones.encoding import Row, RowOfSeveral
 from deltatune.backbones.load import Backbone, load_backbone
 from deltatune.core.delta import Delta
 from deltatune.core.errors import ConfigurationError, UnknownNameError, UnsupportedError
 from deltatune.core.run import Run
 from deltatune.training import Mixture, Settings, Steps, fit, fit_tasks
-from deltatune.training.tasks import averaged
+from deltatune.training.batch import visited
+from deltatune.training.tasks import _Routed, averaged
 
 ANSWERS = {"first": ("red", "blue"), "second": ("blue", "red"), "third": ("red", "red")}
 
@@ -216,3 +218,10 @@ def test_a_run_of_slots_that_share_goes_on_with_the_same_bits(
     assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
     found, expected = end(tmp_path / "cut"), end(tmp_path / "whole")
     assert len(found) == 3 and all(map(torch.equal, found, expected))
+
+
+def test_a_routed_row_keeps_its_other_right_answers() -> None:
+    several = RowOfSeveral((1, 2), (3,), None, (Row((1, 2), (4,)),))
+    seen = {visited(_Routed(1, several), 13, step, 0) for step in range(20)}
+    assert {(one.slot, one.row.labels) for one in seen} == {(1, (3,)), (1, (4,))}
+    assert visited(_Routed(1, Row((1,), (3,))), 13, 0, 0).row == Row((1,), (3,))

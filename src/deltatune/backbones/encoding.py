@@ -26,6 +26,7 @@ __all__ = [
     "Encoding",
     "Form",
     "Row",
+    "RowOfSeveral",
     "collate",
     "collate_prompts",
     "encode",
@@ -53,7 +54,7 @@ class Encodable(Protocol):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The right answers of the text-to-text form; the first one is trained on."""
+        """The right answers of the text-to-text form; training draws one of them each time."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -92,6 +93,17 @@ class Row:
         """Tokens that the model works on: input, and output where it is a sequence of its own."""
         separate = isinstance(self.labels, tuple) and len(self.labels) != len(self.input_ids)
         return len(self.input_ids) + (len(self.labels) if separate else 0)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class RowOfSeveral(Row):
+    """An example with several right answers: the row of the first, and those of the others.
+
+    Attributes:
+        others: training takes one of all of them whenever it visits the example.
+    """
+
+    others: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -174,7 +186,10 @@ def encode(
     prompts = encode_prompts(examples, tokenizer, form, maximum_source=maximum_source)
     targets, targets_cut = _targets(examples, tokenizer, form, maximum_target)
     make = _joined if form == "decoder" else _separate
-    joined = tuple(make(row, target) for row, target in zip(prompts, targets, strict=True))
+    joined = tuple(
+        _of_several([make(row, answer) for answer in answers])
+        for row, answers in zip(prompts, targets, strict=True)
+    )
     return Encoding(joined, prompts.sources_truncated, targets_cut, maximum_source, maximum_target)
 
 
@@ -246,20 +261,29 @@ def target_ids(
 
 def _targets(
     examples: Sequence[Encodable], tokenizer: Any, form: Form, maximum: int
-) -> tuple[list[tuple[int, ...]], int]:
+) -> tuple[list[list[tuple[int, ...]]], int]:
+    """Each example's targets, and how many examples have one that is too long."""
     if _by_template(examples, tokenizer, form):
-        whole = [conversation_ids(example.turns, tokenizer)[1] for example in examples]
+        whole = [[conversation_ids(example.turns, tokenizer)[1]] for example in examples]
     else:
-        targets = [example.targets[0] for example in examples]
         goes_on = _continues(examples)
-        by_text = {
-            target: target_ids(tokenizer, form, target, continues=goes_on)
-            for target in dict.fromkeys(targets)
-        }
-        whole = [by_text[target] for target in targets]
-    cut = sum(len(ids) > maximum for ids in whole)
+        texts = dict.fromkeys(target for example in examples for target in example.targets)
+        by_text = {text: target_ids(tokenizer, form, text, continues=goes_on) for text in texts}
+        whole = [[by_text[target] for target in example.targets] for example in examples]
+    cut = sum(any(len(ids) > maximum for ids in answers) for answers in whole)
+    return [[_ended(ids, maximum) for ids in answers] for answers in whole], cut
+
+
+def _ended(ids: tuple[int, ...], maximum: int) -> tuple[int, ...]:
     # The end token stays, so that the model learns to end where its room does.
-    return [ids if len(ids) <= maximum else (*ids[: maximum - 1], ids[-1]) for ids in whole], cut
+    return ids if len(ids) <= maximum else (*ids[: maximum - 1], ids[-1])
+
+
+def _of_several(rows: list[Row]) -> Row:
+    first, *others = rows
+    if not others:
+        return first
+    return RowOfSeveral(first.input_ids, first.labels, first.token_type_ids, tuple(others))
 
 
 def _segments(

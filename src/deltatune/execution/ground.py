@@ -33,6 +33,8 @@ OPTIONS: Mapping[str, str] = {
     "train_rows": "at most so many rows to train on",
     "validation_rows": "at most so many rows to validate on",
     "test_rows": "at most so many rows for the final score",
+    "shots": "so many rows of each label to train on, and as many others to validate on",
+    "shots_seed": "with shots: by which they are drawn; else 0",
     "maximum_source": "longest input in tokens; else the task's own",
     "mode": "how a text-to-text model answers: generate or rank",
     "dtype": "numbers of the frozen backbone: float32 or bfloat16; deltas are float32 on both",
@@ -88,10 +90,15 @@ def evaluate_on(
 def rows_of(
     name: str, protocol: str, data: str | Path | None, options: Mapping[str, Any]
 ) -> tuple[Task, Splits]:
-    """The task and its rows, at most as many of each split as the options say."""
+    """The task and its rows, at most as many of each split, or of each label, as the options say.
+
+    Raises UnknownNameError for a protocol, and ConfigurationError for shots there are not.
+    """
     if protocol not in get_args(ProtocolName):
         raise UnknownNameError("protocol", protocol, get_args(ProtocolName))
     task, splits = _read(name, protocol, None if data is None else str(data))
+    if options.get("shots") is not None:
+        splits = splits.shots(int(options["shots"]), int(options.get("shots_seed") or 0))
     train, validation, test = (options.get(f"{split}_rows") for split in get_args(SplitName))
     return task, splits.limit(train, validation, test)
 

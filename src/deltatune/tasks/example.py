@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from deltatune.core.errors import ConfigurationError
 from deltatune.tasks.text import digest, fraction
 
 __all__ = ["Example", "ProtocolName", "Row", "SplitName", "Splits", "Tables"]
@@ -129,6 +130,49 @@ class Splits:
             test=parts["test"],
             notes=tuple(notes),
         )
+
+    def shots(self, count: int, seed: int) -> Splits:
+        """Returns so many training and so many validation examples of each label.
+
+        The procedure is that of the paper's few-shot experiments: the training examples are
+        shuffled (numpy, by the seed); the first `count` of each label, label by label as they first
+        appear, are train, the next `count` are validation. Values are two groups, below the middle
+        of their range and not; texts are one. Test stays.
+
+        Raises ConfigurationError if `count` is below 1, or some label has not twice so many.
+        """
+        import numpy
+
+        if count < 1:
+            raise ConfigurationError(f"Expected at least 1 shot of each label, found {count}.")
+        order = numpy.random.RandomState(seed).permutation(len(self.train))
+        shuffled = [self.train[int(index)] for index in order]
+        groups: dict[Any, list[Example]] = {}
+        for example, group in zip(shuffled, _groups(shuffled), strict=True):
+            groups.setdefault(group, []).append(example)
+        for examples in groups.values():
+            if len(examples) < 2 * count:
+                raise ConfigurationError(
+                    f"{count} shots and as many to validate on need {2 * count} training rows of "
+                    f"each label, and {examples[0].targets[0]!r} has {len(examples)}. Take fewer."
+                )
+        parts = list(groups.values())
+        note = f"{count} shots of each of {len(parts)} groups, drawn with seed {seed}."
+        return dataclasses.replace(
+            self,
+            train=tuple(example for part in parts for example in part[:count]),
+            validation=tuple(example for part in parts for example in part[count : 2 * count]),
+            notes=(*self.notes, note),
+        )
+
+
+def _groups(examples: Sequence[Example]) -> list[Any]:
+    labels = [example.label for example in examples]
+    values = [label for label in labels if isinstance(label, float)]
+    if not values:
+        return labels
+    middle = (min(values) + max(values)) / 2
+    return [label is not None and label >= middle for label in labels]
 
 
 def _subsample(examples: tuple[Example, ...], count: int, seed: int) -> tuple[Example, ...]:

@@ -37,12 +37,16 @@ class HubSpecification(Record):
         dataset: hub id.
         config: name of the configuration.
         revision: commit to read. None reads the newest one and names it in the notes.
+        splits: train, validation and test to the hub's split that serves as it, where these have
+            other names or roles there; splits that are not named are then not read. Empty takes
+            those of these three names.
     """
 
     kind: Literal["hub"] = "hub"
     dataset: str
     config: str | None = None
     revision: str | None = None
+    splits: dict[SplitName, str] = Field(default_factory=dict)
 
 
 class FilesSpecification(Record):
@@ -119,16 +123,23 @@ class SplitRule(Record):
 
     Attributes:
         rule: A: as published. B: the published validation split is halved. C: one published split
-            is cut 80/10/10. D: another published split is halved.
+            is cut 80/10/10. D: anything else, see `sample` and `shares`; without them another
+            published split than validation is halved.
         pool: the published split that is cut; None for A.
         published: rows of each published split.
         order: field whose values restore the published order of the rows, where there is one.
+        sample: share of the pool that is used at all: the first rows after a shuffle (numpy, seed
+            42), which are then halved. None halves the whole pool as it stands.
+        shares: the pool is shuffled so and cut: the first share is train, the last test, and the
+            one before test validation. None for C means 0.8, 0.1, 0.1.
     """
 
     rule: Literal["A", "B", "C", "D"]
     pool: SplitName | None = None
     published: dict[SplitName, int]
     order: str | None = None
+    sample: float | None = Field(default=None, gt=0, le=1)
+    shares: tuple[float, float, float] | None = None
 
 
 class Lengths(Record):

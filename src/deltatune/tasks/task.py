@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,7 @@ from deltatune.tasks.specification import (
     SourceSpecification,
     SplitRule,
 )
-from deltatune.tasks.templates import render, variables
+from deltatune.tasks.templates import evaluate, render, variables, variables_of_expression
 from deltatune.tasks.text import digest, fraction
 from deltatune.tasks.turns import read_turns
 
@@ -43,16 +43,23 @@ class Task(Record):
         metric: name of the metric that is the task's own.
         provenance: where it comes from.
         source: where its rows are when no local folder holds them.
-        fields: the fields of a raw row that are used.
+        rows_of: a task with the same rows, whose folder serves where there is none of this name.
+        fields: the fields of a raw row that are used. Templates write `_` for a `-` in a name.
         prepare: fields made from others, before anything else.
+        derive: further fields: name to an expression over the raw ones.
+        keep: an expression; rows for which it is false, empty or none are left out before any
+            split is cut.
         template: the input of the text-to-text form.
         target: the answer of the text-to-text form; classification tasks answer with the label
             word.
+        answers: an expression that gives a list of right answers, in place of `target`. Training
+            draws one of them at random whenever it visits the row, evaluation takes the best.
         texts: one or two segments for an encoder; empty if the task has no such form.
         label: field of the class index or value.
         labels: the label words, in the order of the class indices.
         source_labels: what the source calls them, in the order of *its* indices, where that is
-            another order than that of `labels`; the same words.
+            another order than that of `labels`; the same words, of which one may stand for several
+            of the source's classes.
         splits: how the protocol "faithful" cuts.
         drop_empty: whether rows whose input is empty are left out.
         continues: whether the target goes on where the input ends, so that a decoder gets no cue
@@ -70,10 +77,14 @@ class Task(Record):
     metric: str
     provenance: Provenance
     source: SourceSpecification
+    rows_of: str | None = None
     fields: tuple[str, ...]
     prepare: PairPreparation | None = None
+    derive: dict[str, str] = Field(default_factory=dict)
+    keep: str | None = None
     template: str
     target: str | None = None
+    answers: str | None = None
     texts: tuple[str, ...] = Field(default=(), max_length=2)
     label: str | None = None
     labels: tuple[str, ...] = ()
@@ -94,14 +105,17 @@ class Task(Record):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Task:
-        known = {*self.fields, *(_PAIR_FIELDS if self.prepare else ())}
-        for template in (self.template, self.target or "", *self.texts):
-            for name in variables(template):
-                if name not in known:
-                    raise UnknownNameError("field", name, known)
-        for field in (self.label, self.turns):
-            if field is not None and field not in known:
-                raise UnknownNameError("field", field, known)
+        raw = {_spelled(name) for name in self.fields}
+        raw |= {*(_PAIR_FIELDS if self.prepare else ())}
+        known = raw | {*self.derive}
+        asked = [*self._in_inputs, *self._in_answer]
+        asked += variables_of_expression(self.keep) if self.keep else ()
+        for names, there in ((self._in_derived(self.derive), raw), (asked, known)):
+            for name in names:
+                if name not in there:
+                    raise UnknownNameError("field", name, there)
+        if self.turns is not None and self.turns not in known:
+            raise UnknownNameError("field", self.turns, known)
         self._check_kind()
         return self
 
@@ -111,13 +125,13 @@ class Task(Record):
                 raise ValueError("a classification task needs `label` and at least two `labels`")
             if len(set(self.labels)) != len(self.labels):
                 raise ValueError("two of the `labels` are the same word")
-            if self.target is not None:
+            if self.target is not None or self.answers is not None:
                 raise ValueError("a classification task answers with its label word: no `target`")
-            if self.source_labels and sorted(self.source_labels) != sorted(self.labels):
+            if self.source_labels and set(self.source_labels) != set(self.labels):
                 raise ValueError("`source_labels` and `labels` must be the same words")
             return
-        if self.target is None:
-            raise ValueError(f"a task of kind {self.kind!r} needs a `target`")
+        if (self.target is None) == (self.answers is None):
+            raise ValueError(f"a task of kind {self.kind!r} needs a `target`, or `answers`")
         if self.labels or self.source_labels:
             raise ValueError(f"a task of kind {self.kind!r} has no `labels`")
         if (self.label is None) != (self.kind == "generation"):
@@ -126,18 +140,47 @@ class Task(Record):
     @property
     def digest(self) -> str:
         """A hash of everything in the record that can change a score; the rows have their own."""
-        unrelated = {"title", "provenance", "source", "notes"}
+        unrelated = ("title", "provenance", "source", "rows_of", "notes")
         # Fields younger than some records count only where they are set.
-        unset = {name for name in ("continues", "turns") if not getattr(self, name)}
-        return digest(self.model_dump(mode="json", exclude=unrelated | unset))
+        younger = ("continues", "turns", "derive", "keep", "answers")
+        left_out: dict[str, Any] = dict.fromkeys(unrelated, True)
+        left_out |= {name: True for name in younger if not getattr(self, name)}
+        if self.splits is not None:
+            unset = {name for name in ("sample", "shares") if getattr(self.splits, name) is None}
+            left_out["splits"] = unset
+        return digest(self.model_dump(mode="json", exclude=left_out))
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The raw fields that make the input; two rows are the same row if these are."""
         if self.prepare is not None:
             return (self.prepare.good, self.prepare.bad)
-        used = frozenset().union(*(variables(text) for text in (self.template, *self.texts)))
-        return tuple(name for name in self.fields if name in used)
+        return self._raw(self._in_inputs)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The raw fields that make the answer and no input: empty in rows without an answer."""
+        if self.prepare is not None:
+            return ()
+        inputs = self.inputs
+        return tuple(name for name in self._raw(self._in_answer) if name not in inputs)
+
+    @property
+    def _in_inputs(self) -> frozenset[str]:
+        return frozenset().union(*(variables(text) for text in (self.template, *self.texts)))
+
+    @property
+    def _in_answer(self) -> frozenset[str]:
+        found = variables(self.target or "") | ({self.label} if self.label else set())
+        return found | variables_of_expression(self.answers) if self.answers else found
+
+    def _in_derived(self, names: Collection[str]) -> frozenset[str]:
+        used = (variables_of_expression(self.derive[name]) for name in names)
+        return frozenset().union(*used)
+
+    def _raw(self, names: frozenset[str]) -> tuple[str, ...]:
+        names |= self._in_derived(names & self.derive.keys())
+        return tuple(name for name in self.fields if _spelled(name) in names)
 
     @property
     def has_head(self) -> bool:
@@ -165,12 +208,28 @@ class Task(Record):
         label: int | float | None = None
         if self.label is not None:
             label = self._label(values[self.label], row.where)
-        if self.kind == "classification":
-            targets: tuple[str, ...] = (self.labels[int(label or 0)],)
-        else:
-            targets = (render(self.target or "", values, row.where),)
+        targets = self._targets(values, label, row.where)
         identity = digest(source, targets, texts, label)
         return Example(source, targets, texts, label, identity, self.continues, turns)
+
+    def keeps(self, row: Row) -> bool:
+        """Whether the record keeps `row`. Raises DataError if a field is missing or null."""
+        return not self.keep or bool(evaluate(self.keep, self._values(row), row.where))
+
+    def _targets(
+        self, values: Mapping[str, Any], label: int | float | None, where: str
+    ) -> tuple[str, ...]:
+        if self.kind == "classification":
+            return (self.labels[int(label or 0)],)
+        if self.answers is None:
+            return (render(self.target or "", values, where),)
+        found = evaluate(self.answers, values, where)
+        if isinstance(found, str) or not isinstance(found, Iterable):
+            raise DataError(f"{where}: the answers {found!r} are not a list.")
+        texts = tuple(dict.fromkeys(str(answer) for answer in found))
+        if not texts:
+            raise DataError(f"{where}: there is no answer. Give at least one.")
+        return texts
 
     def _values(self, row: Row) -> Mapping[str, Any]:
         for name in self.fields:
@@ -178,12 +237,13 @@ class Task(Record):
                 raise DataError(f"{row.where}: {UnknownNameError('column', name, row.values)}")
             if row.values[name] is None:
                 raise DataError(f"{row.where}: the column {name!r} is empty. Give it a value.")
-        values = {name: row.values[name] for name in self.fields}
+        values = {_spelled(name): row.values[name] for name in self.fields}
         if self.prepare is not None:
             pair = (values[self.prepare.good], values[self.prepare.bad])
             choice = int(fraction(_PAIR_SEED, *pair) < 0.5)
             values |= {"first": pair[choice], "second": pair[1 - choice], "choice": choice}
-        return values
+        made = {name: evaluate(text, values, row.where) for name, text in self.derive.items()}
+        return values | made
 
     def _label(self, value: Any, where: str) -> int | float:
         if self.kind == "regression":
@@ -228,6 +288,11 @@ class Task(Record):
     def label_words(self, labels: Sequence[int]) -> list[str]:
         """Returns the label words of class indices."""
         return [self.labels[label] for label in labels]
+
+
+def _spelled(name: str) -> str:
+    """A field's name as templates write it."""
+    return name.replace("-", "_")
 
 
 def _index(value: Any) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "loss_items",
     "row_ids",
     "row_length",
+    "visited",
 ]
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
@@ -64,6 +66,18 @@ def row_ids(row: Any) -> Sequence[int]:
 def row_length(row: Any) -> int:
     """The number of input tokens of a row. Raises ConfigurationError if it has none."""
     return len(row_ids(row))
+
+
+def visited(row: Any, seed: int, step: int, place: int) -> Any:
+    """The row as a visit finds it: one of itself and its `others`, where it has any.
+
+    Which one follows from the seed of the run, the step and the row's place alone.
+    """
+    others: Sequence[Any] = getattr(row, "others", ())
+    if not others:
+        return row
+    drawn = random.Random(f"{seed} {step} {place}").randrange(len(others) + 1)
+    return others[drawn - 1] if drawn else row
 
 
 def digest_rows(rows: Sequence[Any]) -> str:

@@ -306,7 +306,7 @@ class _Together:
 
     def _parts(self, chosen: Mapping[int, Chosen]) -> list[tuple[list[int], list[tuple[int, Any]]]]:
         """The rows of all runs by length, in parts that keep to the budget, runs in order."""
-        rows = [(k, self.loops[k].taker.rows[row]) for k, one in chosen.items() for row in one.rows]
+        rows = [(k, row) for k, one in chosen.items() for row in self._visit(k, one)]
         lengths = [row_length(row) for _, row in rows]
         packed = self.jobs[0].settings.packing
         parts = [
@@ -314,6 +314,10 @@ class _Together:
             for part in cut(lengths, self.tokens, packed=packed)
         ]
         return [([k for k, _ in part], part) for part in parts]
+
+    def _visit(self, slot: int, chosen: Chosen) -> list[Any]:
+        loop = self.loops[slot]
+        return loop.taker.visit(loop.state, chosen.rows)
 
 
 def _visits(jobs: Sequence[Job]) -> float:

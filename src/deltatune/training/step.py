@@ -13,7 +13,7 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from deltatune.core.errors import TrainingError
-from deltatune.training.batch import count_loss_items, count_tokens, row_length
+from deltatune.training.batch import count_loss_items, count_tokens, row_length, visited
 from deltatune.training.forward import forward_context
 from deltatune.training.optim import clip, move
 from deltatune.training.packing import Packing
@@ -139,9 +139,7 @@ class StepTaker:
         Each part counts by the items its own mean is over, so that accumulation gives what one
         large batch gives, whatever the lengths.
         """
-        collated = [
-            dict(self.collate([self.rows[row] for row in part])) for part in self._parts(chosen)
-        ]
+        collated = [dict(self.collate(part)) for part in self._parts(self.visit(state, chosen))]
         items = [count_loss_items(batch) for batch in collated]
         if sum(items) == 0:
             raise TrainingError("No row of this batch has a label to learn from")
@@ -153,14 +151,19 @@ class StepTaker:
         self.penalise()
         return total
 
-    def _parts(self, chosen: Sequence[int]) -> list[Sequence[int]]:
-        """The chosen rows, forward pass by forward pass."""
+    def visit(self, state: RunState, chosen: Sequence[int]) -> list[Any]:
+        """The chosen rows, as this step finds them."""
+        seed, step = self.settings.seed, state.facts.steps
+        return [visited(self.rows[place], seed, step, place) for place in chosen]
+
+    def _parts(self, rows: Sequence[Any]) -> list[Sequence[Any]]:
+        """The rows, forward pass by forward pass."""
         size, tokens = self.settings.per_device_batch_size, self.settings.tokens_per_pass
         if tokens is None:
-            return [chosen[start : start + size] for start in range(0, len(chosen), size)]
-        lengths = [row_length(self.rows[row]) for row in chosen]
+            return [rows[start : start + size] for start in range(0, len(rows), size)]
+        lengths = [row_length(row) for row in rows]
         parts = cut(lengths, tokens, packed=self.settings.packing)
-        return [[chosen[place] for place in part] for part in parts]
+        return [[rows[place] for place in part] for part in parts]
 
     def _backward(self, state: RunState, batch: dict[str, Tensor], share: float) -> float:
         """One forward and backward pass; returns its share of the loss."""

@@ -128,6 +128,11 @@ class _Routed:
         """Those of the row."""
         return row_ids(self.row)
 
+    @property
+    def others(self) -> tuple[_Routed, ...]:
+        """What may take its place; see `batch.visited`."""
+        return tuple(_Routed(self.slot, other) for other in getattr(self.row, "others", ()))
+
 
 def _collate_routed(collate: Collate) -> Collate:
     def collated(rows: Sequence[_Routed]) -> dict[str, Tensor]:

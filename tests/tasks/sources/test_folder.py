@@ -54,6 +54,19 @@ def test_a_file_that_is_not_the_one_described(root: Path, toy: Task) -> None:
         toy.load(root)
 
 
+def test_rows_of_another_task(
+    root: Path, record: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Task.model_validate(record | {"name": "other", "rows_of": "toy"})
+    splits = other.load(root)
+    assert splits.notes[0] == "Rows of the folder toy." and splits.status == "proxy"
+    monkeypatch.setenv("DELTATUNE_DATA", str(root))
+    assert other.load().digest == splits.digest
+    (root / "other").mkdir()
+    with pytest.raises(DataError, match="no task folder 'other'"):
+        other.load()
+
+
 def test_a_folder_without_manifest(root: Path, toy: Task) -> None:
     (root / "MANIFEST.csv").unlink()
     assert toy.load(root).status == "local"

@@ -54,6 +54,16 @@ def test_a_dataset_folder(tmp_path: Path, record: dict[str, object]) -> None:
     assert task.load("hub").notes == splits.notes
 
 
+def test_splits_of_other_names(tmp_path: Path, record: dict[str, object]) -> None:
+    place = str(_dataset(tmp_path / "data"))
+    named = {"train": "test", "validation": "validation", "test": "train"}
+    splits = _task(record, place, splits=named).load("hub")
+    assert splits.train[0].texts == ("test 0",)
+    assert splits.test[0].texts == ("train 0",)
+    with pytest.raises(DataError, match=r"no split 'tests'\. Did you mean 'test'"):
+        _task(record, place, splits={"train": "tests"}).load("hub")
+
+
 def test_the_hubs_cache_at_its_commit(tmp_path: Path, record: dict[str, object]) -> None:
     repository = tmp_path / "hub" / "datasets--nobody--toy"
     _dataset(repository / "snapshots" / COMMIT)

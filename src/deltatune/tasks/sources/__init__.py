@@ -48,6 +48,6 @@ def open_source(task: Task, data: Source | str | Path | None = None) -> Source:
     if data is not None and data != "hub":
         return FolderSource(Path(data))
     root = os.environ.get(DATA_VARIABLE)
-    if data is None and root and (Path(root) / task.name).is_dir():
+    if data is None and root and FolderSource(Path(root)).folder_of(task):
         return FolderSource(Path(root))
     return HubSource(specification)

@@ -41,6 +41,12 @@ class FolderSource:
             raise DataError(f"{self.root}: there is no such folder of task data.")
         return tuple(sorted(path.parent.name for path in self.root.glob("*/train.jsonl*")))
 
+    def folder_of(self, task: Task) -> str | None:
+        """Returns the folder that holds the rows of `task`: its own, or that of the task whose rows
+        it shares; None if neither is there."""
+        wanted = (task.name, task.rows_of)
+        return next((name for name in wanted if name and (self.root / name).is_dir()), None)
+
     def read(self, task: Task) -> Tables:
         """Returns the rows of `task`.
 
@@ -49,13 +55,15 @@ class FolderSource:
                 checksum is not that of the manifest.
         """
         names = self.tasks()
-        if task.name not in names:
+        folder = self.folder_of(task)
+        if folder not in names:
             raise DataError(f"{self.root}: {UnknownNameError('task folder', task.name, names)}")
-        entry = self._manifest().get(task.name, {})
+        entry = self._manifest().get(folder, {})
+        shared = () if folder == task.name else (f"Rows of the folder {folder}.",)
         splits: dict[SplitName, tuple[Row, ...]] = {}
         sums: dict[str, str] = {}
         for split in _SPLITS:
-            path = self._file(task.name, split)
+            path = self._file(folder, split)
             sums[split] = sha256(path)
             expected = entry.get(f"sha256_{split}")
             if expected and expected != sums[split]:
@@ -67,7 +75,7 @@ class FolderSource:
         # The whole path would make the digest of a result depend on the machine.
         origin = f"folder {self.root.name}, {entry.get('source_repo') or 'source not stated'}"
         return Tables(
-            splits, origin, _status(entry), digest(sums), tuple(_notes(entry)), final=False
+            splits, origin, _status(entry), digest(sums), (*shared, *_notes(entry)), final=False
         )
 
     def _file(self, name: str, split: str) -> Path:

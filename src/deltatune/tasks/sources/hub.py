@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,18 +44,16 @@ class HubSource:
         wanted = self.specification
         content, revision = self._load(task)
         splits: dict[SplitName, tuple[Row, ...]] = {}
-        for name in _SPLITS:
-            if name not in content:
-                continue
-            columns = content[name].column_names
+        for name, published in self._splits(content).items():
+            columns = content[published].column_names
             for field in task.fields:
                 if field not in columns:
                     unknown = UnknownNameError("column", field, columns)
-                    raise DataError(f"{wanted.dataset}, {name}: {unknown}")
+                    raise DataError(f"{wanted.dataset}, {published}: {unknown}")
             wanted_columns = {*task.fields, task.splits.order if task.splits else None}
-            table = content[name].select_columns([c for c in columns if c in wanted_columns])
+            table = content[published].select_columns([c for c in columns if c in wanted_columns])
             splits[name] = tuple(
-                Row(row, f"{wanted.dataset}, {name}, row {number}")
+                Row(row, f"{wanted.dataset}, {published}, row {number}")
                 for number, row in enumerate(table, start=1)
             )
         content_digest = digest(
@@ -63,6 +62,15 @@ class HubSource:
         at = revision or "local"
         note = f"Hub dataset {wanted.dataset}, revision {at}, content {content_digest}."
         return Tables(splits, f"hub {wanted.dataset}", "complete", content_digest, (note,))
+
+    def _splits(self, content: Collection[str]) -> dict[SplitName, str]:
+        """Our split to the hub's; raises DataError if one that the record names is not there."""
+        named = self.specification.splits
+        for name in named.values():
+            if name not in content:
+                unknown = UnknownNameError("split", name, content)
+                raise DataError(f"{self.specification.dataset}: {unknown}")
+        return dict(named) or {name: name for name in _SPLITS if name in content}
 
     def _load(self, task: Task) -> tuple[Any, str | None]:
         wanted = self.specification
