@@ -1,18 +1,19 @@
 """Runs the conformance suite and writes its matrix: methods down, families across, laws passed.
 
 A cell that passed with this code, these laws and these libraries is not run again:
-`build/matrix.jsonl` keeps it. All cells together take about four hours on one core. With names of
-families it runs the cells of these alone and writes no page, so that several processes share the
-work.
+`build/matrix.jsonl` keeps it. All cells together take about four hours on one core. With --families
+and --methods it runs and prints a part and writes no page; several processes can share the work.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -65,16 +66,28 @@ def kept() -> dict[str, int]:
     return {entry["key"]: entry["passed"] for entry in map(json.loads, KEPT.open())}
 
 
-def main() -> int:
-    """Runs what is missing, prints the table, and says by its exit code whether all laws hold."""
+def _wanted() -> tuple[list[str], list[str], bool]:
+    """The settings of methods and the families that are asked for, and whether that is all."""
     from tests.methods.test_conformance import METHODS
 
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--families", help="names with commas; else all")
+    parser.add_argument("--methods", help="names with commas; else all")
+    chosen = parser.parse_args()
+    families = chosen.families.split(",") if chosen.families else list(FAMILIES)
+    names = set(chosen.methods.split(",")) if chosen.methods else None
+    methods = [text for text in METHODS if names is None or {m.name for m in parse(text)} <= names]
+    return methods, families, chosen.families is None and names is None
+
+
+def main() -> int:
+    """Runs what is missing, prints the table, and says by its exit code whether all laws hold."""
+    methods, families, whole = _wanted()
     console, done, failures = Console(), kept(), []
     KEPT.parent.mkdir(exist_ok=True)
-    families = sys.argv[1:] or list(FAMILIES)
     table: dict[str, dict[str, str]] = {}
     refusals: dict[str, int] = {}
-    for method in METHODS:
+    for method in methods:
         used = tuple(sorted({one.name for one in parse(method)}))
         for family in families:
             key = f"{code_version(used)} {_law_version()} {method} {family}"
@@ -92,11 +105,10 @@ def main() -> int:
             cell = f"{done[key]}/{len(laws(slow=_traced(method)))}"
             table.setdefault(method, {})[family] = cell
             console.print(f"{method} on {family}: {cell}")
-    if families == list(FAMILIES):
-        page = _page(table, refusals)
+    page = _page(table, families, refusals)
+    if whole:
         PAGE.write_text(page)
-        console.print(page, markup=False)
-    console.print(*failures, sep="\n", markup=False)
+    console.print(page, *failures, sep="\n", markup=False)
     return 1 if failures else 0
 
 
@@ -111,7 +123,9 @@ def _faces(method: str) -> str:
     return ", ".join(dict.fromkeys("none" if m.in_place else m.face for m in parse(method)))
 
 
-def _page(table: dict[str, dict[str, str]], refusals: dict[str, int]) -> str:
+def _page(
+    table: dict[str, dict[str, str]], families: Sequence[str], refusals: dict[str, int]
+) -> str:
     rows = [
         f"| `{method}` | {_faces(method)} | {' | '.join(row.values())} |"
         for method, row in table.items()
@@ -119,7 +133,7 @@ def _page(table: dict[str, dict[str, str]], refusals: dict[str, int]) -> str:
     notes = [f"[{number}] {sentence}" for sentence, number in refusals.items()]
     named = ", ".join(law.__name__.removeprefix("law_") for law in laws())
     shared = " and ".join(family.name for family in FAMILIES.values() if family.shares)
-    head = f"| method | face | {' | '.join(FAMILIES)} |"
+    head = f"| method | face | {' | '.join(families)} |"
     return "\n".join(
         [
             "# Conformance",
@@ -136,7 +150,7 @@ def _page(table: dict[str, dict[str, str]], refusals: dict[str, int]) -> str:
             "Made by `make matrix`.",
             "",
             head,
-            "|" + "---|" * (len(FAMILIES) + 2),
+            "|" + "---|" * (len(families) + 2),
             *rows,
             "",
             *notes,
