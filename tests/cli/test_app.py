@@ -78,7 +78,7 @@ def test_the_options_are_these(call: Call) -> None:
         | {"report", "together", "trunk-cache"},
         "plan": request | {"backbone", "method", "at"},
         "methods": set(),
-        "tasks": {"data", "protocol"},
+        "tasks": {"data", "protocol", "check"},
         "doctor": {"data"},
     }
     for name in COMMANDS:
