@@ -43,10 +43,10 @@ TURNS = [("t5", True), ("llama", False), ("t5", False), ("llama", True)]
 DELTAS = [
     (method, to_memory, *turn)
     for method, turn in zip(CATALOGUE, itertools.cycle(TURNS), strict=False)
+    if method != "full"  # it trains the backbone itself, which must lie whole
 ] + [
     (method, offload, *turn)
     for method, offload in [*((one, to_memory) for one in ARMS), (ARMS[-1], to_disk)]
-    if method != "full"
     for turn in TURNS
 ]
 
