@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -36,6 +37,12 @@ def compare(store: Store, execute: Any = execute, **fields: Any) -> Summary:
     }
     run_comparison(Comparison(**spec), execute, store)
     return summarise(store)
+
+
+def on_terminal(summary: Summary, width: int) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(*as_tables(summary))
+    return console.export_text()
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +188,7 @@ def test_the_markdown_table_has_the_form_of_table_1(summary: Summary) -> None:
 
 
 def test_the_terminal_shows_the_same_numbers(summary: Summary) -> None:
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    for table in as_tables(summary):
-        console.print(table)
-    console.file.close()
-    printed = console.export_text()
+    printed = on_terminal(summary, 160)
     for number in re.findall(r"\d\d\.\d\d ±\d\.\d\d", as_markdown(summary)):
         assert number in printed
 
@@ -200,11 +203,7 @@ def test_many_arms_stand_below_each_other() -> None:
     ]
     assert cells[0][:3] == ["t5-mini", "Ratio of tunable parameters", "emotion"]
     assert [line[0] for line in cells[2:]] == ["Metric", "Commonest label", *methods]
-    (table,) = as_tables(found)
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(table)
-    console.file.close()
-    printed = console.export_text()
+    printed = on_terminal(found, 100)
     assert all(
         method in printed and line[2] in printed
         for method, line in zip(methods, cells[4:], strict=True)
