@@ -1,0 +1,195 @@
+"""What a report says, before it is drawn: sections of text, tables and figures, as plain values.
+
+Experiments make sections from summaries; a page, a spreadsheet or a terminal shows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from deltatune.core.errors import ConfigurationError
+from deltatune.study.summary import Spread
+
+__all__ = [
+    "Bars",
+    "Column",
+    "Figure",
+    "HeatMap",
+    "Lines",
+    "Place",
+    "Ranks",
+    "Scatter",
+    "Section",
+    "Series",
+    "Table",
+    "Value",
+]
+
+Value: TypeAlias = str | float | Spread | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        title: stands above it.
+        kind: how its values are written: "text"; "score", a fraction times 100 with the standard
+            deviation of a `Spread`; "percent", a fraction with three digits; "number", four digits;
+            "count", a whole number.
+    """
+
+    title: str
+    kind: Literal["text", "score", "percent", "number", "count"] = "text"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        title: stands above it.
+        columns: what its rows hold.
+        rows: a value for each column, None where there is none.
+        averages: numbers of the rows that sum up others; they stay below when a reader sorts.
+        note: what must be said below it, "" for nothing.
+    """
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Value, ...], ...]
+    averages: frozenset[int] = frozenset()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ConfigurationError(
+                    f"{self.title}: a row of {len(row)} values under {len(self.columns)} columns:"
+                    f" {row}."
+                )
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a figure.
+
+    Attributes:
+        name: in the legend.
+        points: (x, y), x rising.
+        band: (lowest, highest) y at each point; empty for none.
+    """
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    band: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Lines:
+    """y against x, a line for each series.
+
+    Attributes:
+        title, x, y: of the figure and its axes.
+        series: the lines.
+        logarithmic: whether x is.
+    """
+
+    title: str
+    x: str
+    y: str
+    series: tuple[Series, ...]
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """A named point of a scatter plot."""
+
+    name: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Named points. The Pareto front is drawn through those of low x and high y.
+
+    Attributes:
+        title, x, y: of the figure and its axes.
+        places: the points.
+        logarithmic: whether x is.
+    """
+
+    title: str
+    x: str
+    y: str
+    places: tuple[Place, ...]
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Bars beside each other, each piled up of named parts.
+
+    Attributes:
+        title, y: of the figure and its axis.
+        bars: name of a bar -> name of a part -> its height.
+    """
+
+    title: str
+    y: str
+    bars: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A matrix of values as colours, each value written into its field.
+
+    Attributes:
+        title: of the figure.
+        rows, columns: their names.
+        values: a row of them for each row; None is left blank.
+    """
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Mean ranks on one axis, and bars over those that cannot be told apart (Demsar 2006).
+
+    Attributes:
+        title: of the figure.
+        ranks: name -> mean rank, 1 the best.
+        distance: ranks that differ by less cannot be told apart.
+    """
+
+    title: str
+    ranks: Mapping[str, float]
+    distance: float
+
+
+Figure: TypeAlias = Lines | Scatter | Bars | HeatMap | Ranks
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report.
+
+    Attributes:
+        title: of the section.
+        paper: what of the paper it stands beside ("Fig. 1"), "" for nothing.
+        text: paragraphs, above what follows.
+        parts: tables and figures, in order.
+    """
+
+    title: str
+    paper: str = ""
+    text: tuple[str, ...] = ()
+    parts: tuple[Table | Figure, ...] = ()
