@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias, cast, get_args
@@ -24,8 +24,10 @@ from deltatune.core.plan import Plan
 from deltatune.core.plan import plan as plan_expression
 from deltatune.study.cell import Cell, CellResult
 from deltatune.study.comparison import Comparison, run_comparison
-from deltatune.study.runner import Together, Watch
-from deltatune.study.store import JournalStore
+from deltatune.study.experiment import Study, run_study, summaries
+from deltatune.study.experiments import find_experiment
+from deltatune.study.runner import Watch
+from deltatune.study.section import Section
 from deltatune.study.summary import Summary, summarise
 from deltatune.tasks.example import SplitName
 from deltatune.training.progress import Progress
@@ -40,6 +42,7 @@ __all__ = [
     "plan",
     "route",
     "save",
+    "study",
     "train",
     "train_many",
 ]
@@ -364,38 +367,54 @@ def compare(
     Raises:
         ConfigurationError: `together` is less than 1.
     """
-    if together < 1:
-        raise ConfigurationError(f"together is a number of cells from 1 on; found {together}.")
-    from deltatune.execution import cell as execution
-    from deltatune.execution.ground import describe as described
+    from deltatune.execution.studying import Workplace
 
-    root = Path(folder)
-    store = JournalStore(root)
-
-    def place(cell: Cell) -> Path:
-        return root / "cells" / cell.id
-
-    def execute(cell: Cell) -> CellResult:
-        return execution.execute(cell, data=data, folder=place(cell), trunk_cache=trunk_cache)
-
-    def execute_together(
-        cells: Sequence[Cell], told: Callable[[Cell, CellResult | Exception], None]
-    ) -> None:
-        execution.execute_together(
-            cells, told, slots=together, data=data, folder=place, trunk_cache=trunk_cache
-        )
-
-    def describe(backbone: str, task: str) -> dict[str, Any]:
-        return described(backbone, task, protocol=comparison.protocol, data=data)
-
+    place = Workplace(Path(folder), data, together, trunk_cache)
+    store = place.store
     run_comparison(
         comparison,
-        execute,
+        place.execute,
         store,
-        describe=describe,
-        together=Together(together, execution.shared_base, execute_together)
-        if together > 1
-        else None,
+        describe=place.describe,
+        together=place.together,
         watch=watch,
     )
     return summarise(store)
+
+
+def study(
+    wanted: Study,
+    folder: str | Path,
+    *,
+    data: str | Path | None = None,
+    together: int = 1,
+    trunk_cache: TrunkCache | None = None,
+    watch: Watch | None = None,
+) -> list[Section]:
+    """Runs a study, or what is left of it, and returns the sections of its report.
+
+    Args:
+        wanted: `find_experiment("combination").study(backbones=["minilm"], ...)`.
+        folder: see `compare`; one for each study.
+        data: see `train`.
+        together: see `compare`.
+        trunk_cache: see `compare`.
+        watch: told of every cell.
+
+    Raises:
+        ConfigurationError: `together` is less than 1.
+        StateError: the folder holds another study.
+    """
+    from deltatune.execution.studying import Workplace
+
+    place = Workplace(Path(folder), data, together, trunk_cache)
+    store = place.store
+    run_study(
+        wanted,
+        place.execute,
+        store,
+        describe=place.describe,
+        together=place.together,
+        watch=watch,
+    )
+    return find_experiment(wanted.experiment).sections(summaries(store))

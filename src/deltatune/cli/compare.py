@@ -15,11 +15,18 @@ from deltatune.cli.options import (
     Config,
     Data,
     DryRun,
+    Extend,
     Json,
+    Methods,
+    Out,
     Protocol,
+    Rates,
     Rows,
+    Seeds,
     Set,
+    Slots,
     Steps,
+    Tasks,
     Trunk,
     budget_of,
     gather,
@@ -33,59 +40,37 @@ if TYPE_CHECKING:
     from deltatune.study.comparison import Comparison
     from deltatune.study.summary import Summary
 
-__all__ = ["compare"]
+__all__ = ["compare", "comparison_of", "fields_of"]
 
 
 def compare(
     context: typer.Context,
     backbone: Backbone = None,
-    tasks: Annotated[
-        str | None, typer.Option(help="Task ids with commas between.", metavar="LIST")
-    ] = None,
-    methods: Annotated[
-        str | None,
-        typer.Option(help="Methods: 'full,lora(rank=4, alpha=8),bitfit'.", metavar="LIST"),
-    ] = None,
+    tasks: Tasks = None,
+    methods: Methods = None,
     at: At = None,
     steps: Steps = None,
     budget: Budget = None,
-    seeds: Annotated[int | None, typer.Option(help="How many seeds.")] = None,
-    learning_rates: Annotated[
-        str | None,
-        typer.Option(
-            help="Rates that every arm tries on validation: '1e-4,3e-4,1e-3', or"
-            " 'x0.3,x1,x3' for factors of each method's preset.",
-            metavar="LIST",
-        ),
-    ] = None,
+    seeds: Seeds = None,
+    learning_rates: Rates = None,
     search_tasks: Annotated[
         str | None,
         typer.Option(help="Try the rates on these of the tasks alone.", metavar="LIST"),
     ] = None,
-    extend: Annotated[
-        int | None, typer.Option(help="Add up to so many rates while the best is at an edge.")
-    ] = None,
+    extend: Extend = None,
     per: Annotated[
         str | None,
         typer.Option(help="One rate for each 'arm', or for each 'task'.", metavar="NAME"),
     ] = None,
     batch_size: BatchSize = None,
-    together: Annotated[
-        int | None,
-        typer.Option(
-            help="Train so many cells of an arm at once over one base: less time and memory; time"
-            " is then shared, and memory is not measured."
-        ),
-    ] = None,
+    together: Slots = None,
     trunk_cache: Trunk = None,
     protocol: Protocol = None,
     data: Data = None,
     train_rows: Rows = None,
     validation_rows: Rows = None,
     test_rows: Rows = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the study: journal, deltas, report.html.")
-    ] = None,
+    out: Out = None,
     report: Annotated[
         bool, typer.Option("--report", help="Only make the report of --out again.")
     ] = False,
@@ -132,27 +117,32 @@ def compare(
 
 def comparison_of(values: dict[str, Any]) -> Comparison:
     """Returns what is to be compared, from the values of the command."""
-    from deltatune.core.grammar import split_methods
     from deltatune.study.comparison import Comparison
+
+    return Comparison(**fields_of(values))
+
+
+def fields_of(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns fields of a comparison, from the values of a command: those that were given."""
+    from deltatune.core.grammar import split_methods
     from deltatune.study.select import Grid
     from deltatune.training.settings import Settings
 
+    values["budget"] = budget_of(values, default="")
     settings = nested(values, "settings", per_device_batch_size=values.pop("batch_size", None))
     rows = {key: values.pop(key, None) for key in ("train_rows", "validation_rows", "test_rows")}
-    rates = values.pop("learning_rates", None)
-    fields = {
-        "budget": budget_of(values),
-        "settings": Settings(**settings),
-        "options": nested(values, "options", **rows),
-        "backbones": _listed(values.pop("backbone"), lambda text: text.split(",")),
-        "tasks": _listed(values.pop("tasks"), lambda text: text.split(",")),
-        "methods": _listed(values.pop("methods"), split_methods),
-        "search_tasks": _listed(
-            values.pop("search_tasks", None) or [], lambda text: text.split(",")
-        ),
-        **({} if rates is None else {"grid": Grid.parse(",".join(_listed(rates, str.split)))}),
+    values["settings"] = Settings(**settings) if settings else None
+    values["options"] = nested(values, "options", **rows)
+    values["backbones"] = values.pop("backbone", None)
+    listed = {
+        name: (lambda text: text.split(",")) for name in ("backbones", "tasks", "search_tasks")
     }
-    return Comparison(**{**values, **fields})
+    for name, split in {**listed, "methods": split_methods}.items():
+        if values.get(name):
+            values[name] = _listed(values[name], split)
+    if rates := values.pop("learning_rates", None):
+        values["grid"] = Grid.parse(",".join(_listed(rates, str.split)))
+    return {name: value for name, value in values.items() if value not in (None, "", {}, ())}
 
 
 def _listed(value: Any, split: Any) -> tuple[str, ...]:

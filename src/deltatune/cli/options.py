@@ -53,6 +53,35 @@ Trunk: TypeAlias = Annotated[
         help="Memory in GiB for what the frozen blocks below a delta give, where that pays.",
     ),
 ]
+Tasks: TypeAlias = Annotated[
+    str | None, typer.Option(help="Task ids with commas between.", metavar="LIST")
+]
+Methods: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Methods: 'full,lora(rank=4, alpha=8),bitfit'.", metavar="LIST"),
+]
+Seeds: TypeAlias = Annotated[int | None, typer.Option(help="How many seeds.")]
+Rates: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Rates that every arm tries on validation: '1e-4,3e-4,1e-3', or"
+        " 'x0.3,x1,x3' for factors of each method's preset.",
+        metavar="LIST",
+    ),
+]
+Extend: TypeAlias = Annotated[
+    int | None, typer.Option(help="Add up to so many rates while the best is at an edge.")
+]
+Slots: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        help="Train so many cells of an arm at once over one base: less time and memory; time"
+        " is then shared, and memory is not measured."
+    ),
+]
+Out: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Folder of the study: journal, deltas, report.html.")
+]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 DryRun: TypeAlias = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done; do nothing.")

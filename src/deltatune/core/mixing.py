@@ -6,8 +6,7 @@ folded in; their changes, weighed, are added in the place of the mixer among the
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -76,11 +75,17 @@ def mixed(
     assert x is not None
     link.check_rows(y.shape[0])
     part = link.cut(y)
-    base = functools.cache(lambda: chain.base(*args, **kwargs))  # once for all that fold
+    # Once for all members that fold.
+    base = chain.base(*args, **kwargs) if any(map(_folds, link.members)) else y
     added = [link.cut(_alone(chain, one, args, kwargs, y, base)) - part for one in link.members]
     weights = weights_of(link, x, torch.stack([part, *added], dim=-2))
     change = (torch.stack(added, dim=-2) * weights.unsqueeze(-1)).sum(-2)
     return link.paste(y, (part + change).to(y.dtype))
+
+
+def _folds(link: Link) -> bool:
+    """Whether a member is computed by weights of its own in place of the base's."""
+    return link.method.face != "output" and not link.method.has_fast() and not link.adds_bias
 
 
 def _alone(
@@ -89,15 +94,13 @@ def _alone(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     y: Tensor,
-    base: Callable[[], Tensor],
+    base: Tensor,
 ) -> Tensor:
-    """The output with one member, and no other."""
-    if link.method.face == "output":
-        return chain.act(link, args, y)
-    if link.method.has_fast() or link.adds_bias:
-        return chain.add(link, args, y)
-    changed: Tensor = chain.folded([link], args, kwargs) - base()
-    return y + changed
+    """The output with one member, and no other. `base` is what those that fold are held against."""
+    if _folds(link):
+        changed: Tensor = chain.folded([link], args, kwargs) - base
+        return y + changed
+    return chain.act(link, args, y) if link.method.face == "output" else chain.add(link, args, y)
 
 
 def weights_of(link: Link, x: Tensor, z: Tensor | None) -> Tensor:

@@ -73,7 +73,7 @@ def _fit_stages(
     optimiser and a schedule of its own. What lies below changes from stage to stage, so that
     nothing of it is cached.
 
-    Returns what the last stage has measured, with the steps and seconds of all.
+    Returns what all have measured, one after the other; the scores kept are those of the last.
     """
     stages = [*range(len(ready.expression.stages))] or [None]
     cached = None if ready.expression.in_place or len(stages) > 1 else trunk_cache
@@ -97,8 +97,29 @@ def _fit_stages(
                 fit(Run(delta), ready.rows, ready.collate, validate=ready.validate, **common)
             )
     delta.stage = None
-    steps, seconds = (sum(getattr(one, n) for one in results) for n in ("steps", "seconds"))
-    return replace(results[-1], steps=steps, seconds=seconds)
+    return functools.reduce(_followed, results)
+
+
+def _followed(first: Result, second: Result) -> Result:
+    """Two stages as one run."""
+    later = tuple(
+        replace(one, step=first.steps + one.step, seconds=first.seconds + one.seconds)
+        for one in second.history
+    )
+    return replace(
+        second,
+        steps=first.steps + second.steps,
+        epochs=first.epochs + second.epochs,
+        rows=first.rows + second.rows,
+        tokens=first.tokens + second.tokens,
+        seconds=first.seconds + second.seconds,
+        losses=first.losses + second.losses,
+        history=first.history + later,
+        best_step=None if second.best_step is None else first.steps + second.best_step,
+        kept_step=first.steps + second.kept_step,
+        peak_memory=max(first.peak_memory, second.peak_memory),
+        peak_device_memory=max(first.peak_device_memory, second.peak_device_memory),
+    )
 
 
 def shared_base(cell: Cell) -> str | None:

@@ -44,6 +44,8 @@ OPTIONS: Mapping[str, str] = {
     "sharing": "of several tasks: a delta for each, which share none, what the method says, or all "
     "but heads; else one for all",
     "quantise": "how the frozen linear maps are kept: int8 or nf4; else in plain numbers",
+    "score_training": "so many of the training rows are scored too, after training",
+    "transfer_to": "tasks, 'one + another', that the trained delta is scored on too, as it is",
     "error_rank": "with quantise: singular triplets of what is rounded off, kept for loftq",
 }
 

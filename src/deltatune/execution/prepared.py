@@ -27,6 +27,7 @@ from deltatune.core.layout import Sharing
 from deltatune.core.quantised import count_parameters
 from deltatune.execution.goals import Goal, Goals, goals_of
 from deltatune.execution.ground import backbone_for, check_options, evaluate_on
+from deltatune.execution.measures import measure
 from deltatune.study.cell import Cell, CellResult, Point
 from deltatune.study.comparison import preset
 from deltatune.study.source import library_versions
@@ -52,6 +53,7 @@ class Prepared:
         sharing: what the slots have in common; see `attach`.
         rows: the training rows as the backbone reads them; those of several tasks as a mixture.
         warnings: lines about rows that had to be truncated.
+        data: see `execute`.
         folder: see `execute`.
         evaluating: seconds spent on the validation rows so far.
     """
@@ -63,6 +65,7 @@ class Prepared:
     sharing: Sharing
     rows: Sequence[Row]
     warnings: tuple[str, ...]
+    data: str | Path | None
     folder: Path | None
     evaluating: float = field(default=0.0, init=False)
 
@@ -171,6 +174,7 @@ class Prepared:
             metric=self.goals.metric,
             scores=test.scores,
             validation=validation,
+            measured=self._measured(delta),
             majority=self.goals.majority,
             category=self.goals.category,
             status=self.goals.status,
@@ -187,6 +191,16 @@ class Prepared:
             device=str(next(model.parameters()).device),
             versions=library_versions(),
             artefact=None if kept is None else str(kept),
+        )
+
+    def _measured(self, delta: Delta) -> dict[str, float]:
+        return measure(
+            self.backbone,
+            self.goals,
+            self.cell.options,
+            protocol=self.cell.protocol,
+            data=self.data,
+            on=functools.partial(self._on, delta),
         )
 
     def _on(self, delta: Delta, task: int) -> AbstractContextManager[None]:
@@ -249,7 +263,7 @@ def prepare(cell: Cell, *, data: str | Path | None, folder: Path | None) -> Prep
     )
     expressions, sharing = _slots(cell, backbone, goals)
     rows = _rows(encodings, cell.options)
-    return Prepared(cell, goals, backbone, expressions, sharing, rows, warnings, folder)
+    return Prepared(cell, goals, backbone, expressions, sharing, rows, warnings, data, folder)
 
 
 def _check_stages(cell: Cell) -> None:

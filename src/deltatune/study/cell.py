@@ -199,6 +199,7 @@ class CellResult(Strict):
         metric: name of the task's own metric; of several tasks "average", over each one's own.
         scores: metric -> score on the test rows, fractions; holds `metric`.
         validation: metric -> score on the validation rows, of the tensors that were kept.
+        measured: what else the cell's options asked for, by name, see `execution.measures`.
         majority: score of always answering the commonest label of the training rows; None where the
             task has no labels.
         category: the task's place in the paper's Table 1, "Classification/sentiment analysis";
@@ -222,6 +223,7 @@ class CellResult(Strict):
     metric: str
     scores: dict[str, float]
     validation: dict[str, float] = Field(default_factory=dict)
+    measured: dict[str, float] = Field(default_factory=dict)
     majority: float | None = None
     category: str = "Other"
     status: str = "complete"

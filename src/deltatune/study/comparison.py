@@ -21,7 +21,8 @@ from deltatune.training.settings import Settings
 
 __all__ = ["NOTE", "Comparison", "Describe", "Group", "preset", "run_comparison"]
 
-Describe: TypeAlias = Callable[[str, str], dict[str, Any]]
+# (backbone, task, protocol) -> further fields of a cell, `revision` and `data`
+Describe: TypeAlias = Callable[[str, str, str], dict[str, Any]]
 
 NOTE = "comparison"  # the name under which a store keeps what was compared
 
@@ -129,7 +130,8 @@ def run_comparison(
     execute: Execute,
     store: Store,
     *,
-    describe: Describe = lambda backbone, task: {},
+    name: str = NOTE,
+    describe: Describe = lambda backbone, task, protocol: {},
     together: Together | None = None,
     watch: Watch | None = None,
 ) -> Outcome:
@@ -143,7 +145,8 @@ def run_comparison(
         comparison: what is compared.
         execute: runs one cell.
         store: where results are kept; the report is made from it.
-        describe: (backbone, task) -> further fields of the cell, `revision` and `data`.
+        name: of the note in which the store keeps what was compared.
+        describe: (backbone, task, protocol) -> further fields of a cell, `revision` and `data`.
         together: runs several cells at once; None: each is run by itself.
         watch: told of every cell.
 
@@ -154,7 +157,7 @@ def run_comparison(
     def carry_out(cells: Iterable[Cell]) -> Outcome:
         return run(cells, execute, store, together=together, watch=watch)
 
-    search = _Search(comparison, carry_out, store, describe)
+    search = _Search(comparison, carry_out, store, name, describe)
     if len(comparison.grid.values) > 1:
         search.try_grids()
         for _ in range(comparison.extend):
@@ -172,9 +175,10 @@ class _Search:
         comparison: Comparison,
         carry_out: Callable[[Iterable[Cell]], Outcome],
         store: Store,
+        name: str,
         describe: Describe,
     ) -> None:
-        self.comparison, self.store = comparison, store
+        self.comparison, self.store, self.name = comparison, store, name
         self._carry_out, self._describe = carry_out, describe
         self._rates = {
             group: list(comparison.grid.rates(preset(group.arm.method)))
@@ -238,7 +242,7 @@ class _Search:
             settings=self.comparison.settings.model_copy(update={"learning_rate": rate}),
             options=self.comparison.options,
             code=code_version(methods),
-            **self._describe(arm.backbone, task),
+            **self._describe(arm.backbone, task, self.comparison.protocol),
         )
 
     def _keep_note(self, searched: list[str], final: list[str]) -> None:
@@ -247,10 +251,10 @@ class _Search:
         Another process may be further with the same comparison: what it wrote down stays.
         """
         subject = {"comparison": self.comparison.model_dump(mode="json"), "code": code_version()}
-        before = self.store.note(NOTE) or {}
+        before = self.store.note(self.name) or {}
         if {key: before.get(key) for key in subject} == subject:
             searched = list(dict.fromkeys([*before["searched"], *searched]))
             final = final or before["final"]
         value = {**subject, "searched": searched, "final": final}
         if before != value:
-            self.store.append(Note(name=NOTE, value=value))
+            self.store.append(Note(name=self.name, value=value))

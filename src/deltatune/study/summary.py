@@ -176,9 +176,12 @@ def _last(category: str) -> str:
     return category.rpartition("/")[2]
 
 
-def summarise(store: Store) -> Summary:
-    """Returns what the store says of its last comparison. Raises StateError if it holds none."""
-    note = store.note(NOTE)
+def summarise(store: Store, name: str = NOTE) -> Summary:
+    """Returns what the store says of its last comparison of a name.
+
+    Raises StateError if it holds none.
+    """
+    note = store.note(name)
     if note is None:
         raise StateError("There is no comparison in this store yet. Run one first.")
     done, failed = store.done(), store.failed()

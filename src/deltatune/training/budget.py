@@ -13,7 +13,17 @@ from typing import TypeAlias
 
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 
-__all__ = ["Budget", "Epochs", "Seconds", "Spent", "Steps", "Tokens", "parse", "parse_stages"]
+__all__ = [
+    "Budget",
+    "Epochs",
+    "Nothing",
+    "Seconds",
+    "Spent",
+    "Steps",
+    "Tokens",
+    "parse",
+    "parse_stages",
+]
 
 
 @dataclass(frozen=True)
@@ -115,9 +125,26 @@ class Tokens:
         return spent.tokens / self.count
 
 
-Budget: TypeAlias = Steps | Epochs | Seconds | Tokens
+@dataclass(frozen=True)
+class Nothing:
+    """No training: what a delta, or a backbone, begins as is scored."""
 
-_UNITS: dict[str, tuple[type[Budget], int]] = {
+    def __str__(self) -> str:
+        return "nothing"
+
+    def total_steps(self, steps_per_epoch: int) -> int | None:
+        """None are taken."""
+        return 0
+
+    def fraction(self, spent: Spent, steps_per_epoch: int) -> float:
+        """The run is at its end before it begins."""
+        return 1.0
+
+
+_Counted: TypeAlias = Steps | Epochs | Seconds | Tokens
+Budget: TypeAlias = _Counted | Nothing
+
+_UNITS: dict[str, tuple[type[_Counted], int]] = {
     "step": (Steps, 1),
     "epoch": (Epochs, 1),
     "second": (Seconds, 1),
@@ -128,10 +155,12 @@ _UNITS: dict[str, tuple[type[Budget], int]] = {
 
 
 def parse(text: str) -> Budget:
-    """Reads a budget, e.g. "300 steps", "2.5 epochs", "10 minutes", "1e6 tokens".
+    """Reads a budget, e.g. "300 steps", "2.5 epochs", "10 minutes", "1e6 tokens", "nothing".
 
     `parse(str(budget)) == budget`. Raises ConfigurationError, UnknownNameError for an unknown unit.
     """
+    if text.strip().casefold() == "nothing":
+        return Nothing()
     found = re.fullmatch(r"\s*([0-9][0-9_.]*(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]+)\s*", text)
     if found is None:
         raise ConfigurationError(

@@ -199,7 +199,11 @@ class Loop:
             policies=self.state.policies,
             progress=self.progress,
         )
-        self._save()
+        if self.fraction() >= 1.0:  # a budget of nothing
+            self._evaluate()
+            self._finish("budget")
+        else:
+            self._save()
 
     def run_to_end(self) -> Result:
         """Trains until the budget is spent or patience is at its end."""

@@ -110,6 +110,8 @@ def warmup_fraction(settings: Settings, budget: Budget, steps_per_epoch: int) ->
                 "known how many steps that makes. Use warmup_ratio."
             )
         return settings.warmup_ratio
+    if not total:
+        return 0.0
     warmup = settings.warmup_steps or math.ceil(settings.warmup_ratio * total)
     if warmup >= total and warmup > 1:
         raise ConfigurationError(

@@ -1,0 +1,120 @@
+"""Combination: every subset of some deltas at once, with all rows and with 16 of each label."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from deltatune.core.errors import ConfigurationError
+from deltatune.core.grammar import parse
+from deltatune.study.comparison import Comparison
+from deltatune.study.experiment import Experiment, Parts, Summaries
+from deltatune.study.experiments.over_tasks import INTERVALS, mean, over_tasks, with_interval
+from deltatune.study.section import Column, Section, Table, Value
+from deltatune.study.select import Grid
+from deltatune.study.summary import Summary
+
+__all__ = ["EXPERIMENT", "interactions", "subsets"]
+
+SHOTS = 16
+UNTUNED = "untuned"
+Subset = tuple[str, ...]
+
+
+def subsets(methods: Sequence[str]) -> list[Subset]:
+    """All that are not empty, small ones first, each in the order of the methods."""
+    counts = range(1, len(methods) + 1)
+    return [chosen for n in counts for chosen in itertools.combinations(methods, n)]
+
+
+def interactions(scores: Mapping[Subset, Sequence[float]]) -> dict[Subset, list[float]]:
+    """What a subset has beyond its own subsets, on each task: the Moebius inversion of the scores.
+
+    Of two it is s(ab) - s(a) - s(b) + s(); zero where effects add up. Subsets of which a smaller
+    one has no score are left out.
+    """
+    found = {}
+    for whole in scores:
+        smaller = [p for n in range(len(whole) + 1) for p in itertools.combinations(whole, n)]
+        if len(whole) > 1 and all(part in scores for part in smaller):
+            signed = [
+                [(-1) ** (len(whole) - len(part)) * score for score in scores[part]]
+                for part in smaller
+            ]
+            found[whole] = [sum(task) for task in zip(*signed, strict=True)]
+    return found
+
+
+def _parts(base: Comparison) -> Parts:
+    if len(base.methods) < 2:
+        raise ConfigurationError(
+            f"A combination is of at least 2 methods; found {', '.join(base.methods)}."
+        )
+    sums = tuple(str(parse(" + ".join(chosen))) for chosen in subsets(base.methods))
+    every = base.model_copy(update={"methods": sums})
+    few = every.model_copy(update={"options": {**base.options, "shots": SHOTS}})
+    untuned = base.model_copy(
+        update={"methods": ("full",), "budget": "nothing", "seeds": 1, "grid": Grid()}
+    )
+    return {"all rows": every, f"{SHOTS} of each label": few, UNTUNED: untuned}
+
+
+def _sections(summaries: Summaries) -> list[Section]:
+    untuned = summaries.get(UNTUNED)
+    return [
+        _section(summary, untuned, backbone, name)
+        for name, summary in summaries.items()
+        if name != UNTUNED
+        for backbone in summary.comparison.backbones
+    ]
+
+
+def _section(summary: Summary, untuned: Summary | None, backbone: str, name: str) -> Section:
+    arms = summary.arms(backbone)
+    members = {arm: tuple(str(one) for one in parse(arm.method).methods) for arm in arms}
+    base = [] if untuned is None else list(untuned.arms(backbone))
+    found = over_tasks(summary, arms)
+    scores: dict[Subset, list[float]] = {members[arm]: found[str(arm)] for arm in arms}
+    tasks = len(next(iter(scores.values())))
+    if untuned is not None and len(over := over_tasks(untuned, base)[str(base[0])]) == tasks:
+        scores = {(): over, **scores}
+    return Section(
+        f"{backbone}, {name}",
+        "Table 2, Extended Data Table 2",
+        (f"Means over {tasks} tasks.",),
+        (_table(scores), _effects(scores)),
+    )
+
+
+def _table(scores: Mapping[Subset, Sequence[float]]) -> Table:
+    names = max(scores, key=len)
+    columns = (*(Column(name) for name in names), Column("score", "score"))
+    rows: list[tuple[Value, ...]] = [
+        (*("yes" if name in chosen else "" for name in names), mean(values))
+        for chosen, values in scores.items()
+    ]
+    return Table("Every subset", columns, tuple(rows))
+
+
+def _effects(scores: Mapping[Subset, Sequence[float]]) -> Table:
+    columns = (
+        Column("together"),
+        Column("beyond the sum of effects", "score"),
+        Column("from", "score"),
+        Column("to", "score"),
+    )
+    rows = tuple(
+        (" + ".join(chosen), *with_interval(values))
+        for chosen, values in interactions(scores).items()
+    )
+    return Table("Interaction effects", columns, rows, note=INTERVALS)
+
+
+EXPERIMENT = Experiment(
+    name="combination",
+    shows="every subset of several deltas at once, with all rows and with 16 of each label",
+    paper="Table 2, Extended Data Table 2",
+    sections=_sections,
+    parts=_parts,
+    defaults={"methods": ("prompt", "bitfit", "adapter")},
+)

@@ -1,0 +1,83 @@
+"""Gap: how much better a method does on the rows that it was trained on, with its sign."""
+
+from __future__ import annotations
+
+from deltatune.study.cell import CellResult
+from deltatune.study.comparison import Comparison
+from deltatune.study.experiment import Experiment, Parts, Summaries
+from deltatune.study.experiments.over_tasks import INTERVALS, mean, over_tasks, with_interval
+from deltatune.study.section import Column, Section, Table, Value
+from deltatune.study.summary import Spread, Summary
+
+__all__ = ["EXPERIMENT", "gap"]
+
+ROWS = 500  # training rows that are scored, where no other number is asked for
+TRAINING = "training"  # its name among what cells measure
+
+
+def gap(result: CellResult) -> float | None:
+    """The score on training rows minus that on validation rows; None where either is missing."""
+    trained, validated = result.measured.get(TRAINING), result.validation.get(result.metric)
+    return None if trained is None or validated is None else trained - validated
+
+
+def _parts(base: Comparison) -> Parts:
+    options = {"score_training": ROWS, **base.options}
+    return {"": base.model_copy(update={"options": options})}
+
+
+def _sections(summaries: Summaries) -> list[Section]:
+    return [
+        Section(
+            f"{backbone}: generalisation gap",
+            "Extended Data Table 3",
+            (
+                "Score on training rows minus score on validation rows. The paper prints the "
+                "absolute value, which hides negative gaps.",
+            ),
+            (_by_method(summary, backbone), _by_task(summary, backbone)),
+        )
+        for summary in summaries.values()
+        for backbone in summary.comparison.backbones
+    ]
+
+
+def _by_method(summary: Summary, backbone: str) -> Table:
+    columns = (
+        Column("method"),
+        Column("training", "score"),
+        Column("validation", "score"),
+        Column("gap", "score"),
+        Column("from", "score"),
+        Column("to", "score"),
+    )
+    arms = summary.arms(backbone)
+    trained = over_tasks(summary, arms, lambda result: result.measured.get(TRAINING))
+    validated = over_tasks(summary, arms, lambda result: result.validation.get(result.metric))
+    gaps = over_tasks(summary, arms, gap)
+    rows: list[tuple[Value, ...]] = [
+        (name, mean(trained[name]), mean(validated[name]), *with_interval(gaps[name]))
+        for name in gaps
+    ]
+    return Table("Over all tasks", columns, tuple(rows), note=INTERVALS)
+
+
+def _by_task(summary: Summary, backbone: str) -> Table:
+    arms = summary.arms(backbone)
+    rows: list[tuple[Value, ...]] = []
+    for task in summary.comparison.tasks:
+        found = [list(map(gap, summary.results(arm, task))) for arm in arms]
+        known = [tuple(value for value in gaps if value is not None) for gaps in found]
+        rows.append((task, *(Spread(gaps) if gaps else None for gaps in known)))
+    heads = (Column("task"), *(Column(str(arm), "score") for arm in arms))
+    return Table("Gaps by task", heads, tuple(rows))
+
+
+EXPERIMENT = Experiment(
+    name="gap",
+    shows="how much better each method does on the rows that it was trained on",
+    paper="Extended Data Table 3",
+    sections=_sections,
+    parts=_parts,
+    defaults={"methods": ("prompt", "bitfit", "adapter", "lora", "full"), "seeds": 3},
+)

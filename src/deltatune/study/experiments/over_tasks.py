@@ -1,0 +1,80 @@
+"""What several experiments look at: arms over the tasks that all of them have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+from deltatune.study.cell import Arm, CellResult
+from deltatune.study.section import Column, Ranks, Table
+from deltatune.study.statistics import critical_distance, interval, mean_ranks, pairs
+from deltatune.study.summary import Summary
+
+__all__ = [
+    "EVIDENCE",
+    "INTERVALS",
+    "Measure",
+    "differences",
+    "mean",
+    "over_tasks",
+    "ranks",
+    "with_interval",
+]
+
+Measure = Callable[[CellResult], float | None]
+
+INTERVALS = "Intervals are of 95 %, by bootstrap over the tasks."
+EVIDENCE = (
+    f"{INTERVALS} p is of Wilcoxon's signed-rank test over the tasks, with Holm's correction for "
+    "all pairs."
+)
+
+
+def over_tasks(
+    summary: Summary, arms: Sequence[Arm], measure: Measure = lambda result: result.score
+) -> dict[str, list[float]]:
+    """Arm -> the mean of a measure over the seeds, for each task that all arms have it on."""
+    found = {
+        arm: {
+            task: [v for v in map(measure, summary.results(arm, task)) if v is not None]
+            for task in summary.comparison.tasks
+        }
+        for arm in arms
+    }
+    tasks = [t for t in summary.comparison.tasks if all(found[arm][t] for arm in arms)]
+    return {str(arm): [fmean(found[arm][task]) for task in tasks] for arm in arms}
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The arithmetic mean; None of nothing."""
+    return fmean(values) if values else None
+
+
+def with_interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """The mean, and the ends of its interval."""
+    return (fmean(values), *interval(values)) if values else (None, None, None)
+
+
+def differences(title: str, scores: dict[str, list[float]]) -> Table:
+    """Every two arms against each other, over tasks."""
+    columns = (
+        Column("first"),
+        Column("second"),
+        Column("first - second", "score"),
+        Column("from", "score"),
+        Column("to", "score"),
+        Column("first better", "count"),
+        Column("second better", "count"),
+        Column("p", "number"),
+    )
+    rows = tuple(
+        (one.first, one.second, one.difference, one.low, one.high, one.wins, one.losses, one.p)
+        for one in pairs(scores)
+    )
+    return Table(title, columns, rows, note=EVIDENCE)
+
+
+def ranks(title: str, scores: dict[str, list[float]]) -> Ranks:
+    """The mean ranks of arms over tasks."""
+    tasks = len(next(iter(scores.values())))
+    return Ranks(title, mean_ranks(scores), critical_distance(len(scores), tasks))

@@ -1,0 +1,117 @@
+"""Transfer: what a delta that was trained on one task does on others, as it is."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from deltatune.core.errors import ConfigurationError
+from deltatune.study.cell import Arm
+from deltatune.study.comparison import Comparison
+from deltatune.study.experiment import Experiment, Parts, Summaries
+from deltatune.study.libraries import library
+from deltatune.study.section import Column, HeatMap, Section, Table, Value
+from deltatune.study.summary import Summary
+
+__all__ = ["EXPERIMENT", "alike", "relative"]
+
+Matrix = tuple[tuple[float | None, ...], ...]
+
+
+def relative(summary: Summary, arm: Arm) -> Matrix:
+    """A row for each task that was trained on, a column for each that was tested: the score of the
+    delta there, as a share of what the delta trained there has. Means over seeds; None where either
+    is missing or the latter is not positive.
+    """
+    tasks = summary.comparison.tasks
+    own = {task: summary.spread(arm, task) for task in tasks}
+    rows = []
+    for source in tasks:
+        results, row = summary.results(arm, source), list[float | None]()
+        for target in tasks:
+            there = [r.measured[f"on {target}"] for r in results if f"on {target}" in r.measured]
+            original = own[target]
+            known = there and original is not None and original.mean > 0
+            row.append(fmean(there) / original.mean if known and original is not None else None)
+        rows.append(tuple(row))
+    return tuple(rows)
+
+
+def alike(matrix: Matrix) -> list[int]:
+    """An order of the tasks in which those that do for each other stand together.
+
+    Average-linkage clustering; two tasks are as far apart as their transfer, both ways in the mean,
+    falls short of 1. Tasks with missing values keep their order.
+    """
+    count = len(matrix)
+    if count < 3 or any(value is None for row in matrix for value in row):
+        return list(range(count))
+    hierarchy = library("scipy.cluster.hierarchy")
+    distances = [
+        1 - min(1.0, (float(matrix[i][j] or 0) + float(matrix[j][i] or 0)) / 2)
+        for i in range(count)
+        for j in range(i + 1, count)
+    ]
+    return [int(k) for k in hierarchy.leaves_list(hierarchy.linkage(distances, "average"))]
+
+
+def _parts(base: Comparison) -> Parts:
+    if len(base.tasks) < 2:
+        raise ConfigurationError(
+            f"Transfer is between at least 2 tasks; found {', '.join(base.tasks)}."
+        )
+    options = {**base.options, "transfer_to": " + ".join(base.tasks)}
+    return {"": base.model_copy(update={"options": options})}
+
+
+def _sections(summaries: Summaries) -> list[Section]:
+    return [
+        _section(summary, arm)
+        for summary in summaries.values()
+        for backbone in summary.comparison.backbones
+        for arm in summary.arms(backbone)
+    ]
+
+
+def _section(summary: Summary, arm: Arm) -> Section:
+    matrix, tasks = relative(summary, arm), summary.comparison.tasks
+    order = alike(matrix)
+    names = tuple(tasks[k] for k in order)
+    figure = HeatMap(
+        "Score of the delta of a row on the task of a column, over that of its own delta",
+        names,
+        names,
+        tuple(tuple(matrix[i][j] for j in order) for i in order),
+    )
+    columns = (
+        Column("task"),
+        Column("commonest label", "score"),
+        Column("its own delta", "score"),
+        Column("best other"),
+        Column("its share", "score"),
+    )
+    rows: list[tuple[Value, ...]] = []
+    for j, target in enumerate(tasks):
+        shares = {tasks[i]: v for i in range(len(tasks)) if i != j and (v := matrix[i][j])}
+        best = max(shares, key=lambda name: shares[name], default=None)
+        majority = next((r.majority for r in summary.results(arm, target)), None)
+        own = summary.spread(arm, target)
+        rows.append((target, majority, own, best, None if best is None else shares[best]))
+    return Section(
+        f"{arm.backbone}, {arm}: transfer",
+        "Extended Data Fig. 5",
+        (
+            "Tasks that do for each other stand together. A share near that of the commonest label "
+            "means that nothing was carried over.",
+        ),
+        (figure, Table("From the best other task", columns, tuple(rows))),
+    )
+
+
+EXPERIMENT = Experiment(
+    name="transfer",
+    shows="what a delta trained on one task does on others, as it is",
+    paper="Extended Data Fig. 5",
+    sections=_sections,
+    parts=_parts,
+    defaults={"methods": ("prompt", "prefix", "adapter", "lora")},
+)
