@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -15,6 +15,7 @@ from deltatune.study.statistics import critical_distance, interval, mean_ranks, 
 SCORES = st.lists(st.floats(0, 1), min_size=3, max_size=12)
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(SCORES)
 def test_the_interval_holds_the_mean_and_lies_within_the_values(values: list[float]) -> None:
     low, high = interval(values, draws=200)

@@ -84,7 +84,7 @@ def test_an_open_store_sees_what_others_append(tmp_path: Path) -> None:
     assert len(one.records()) == 3
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)  # every example syncs a disk
 @given(st.data())
 def test_a_torn_last_line_is_left_out_and_mended(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
