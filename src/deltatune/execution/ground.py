@@ -16,6 +16,7 @@ from deltatune.core.fingerprint import fingerprint
 from deltatune.evaluation.predicting import Mode, predict
 from deltatune.evaluation.scoring import score
 from deltatune.tasks.example import Example, ProtocolName, SplitName, Splits
+from deltatune.tasks.manual import as_cloze
 from deltatune.tasks.records import find_task, names_of
 from deltatune.tasks.task import Task
 
@@ -36,6 +37,7 @@ OPTIONS: Mapping[str, str] = {
     "shots": "so many rows of each label to train on, and as many others to validate on",
     "shots_seed": "with shots: by which they are drawn; else 0",
     "maximum_source": "longest input in tokens; else the task's own",
+    "template": "manual or no_template: the task as cloze, with the words of the paper's Table 2",
     "mode": "how a text-to-text model answers: generate or rank",
     "dtype": "numbers of the frozen backbone: float32 or bfloat16; deltas are float32 on both",
     "temperature": "of several tasks: 1 draws them as their rows are many, more makes them alike",
@@ -98,7 +100,10 @@ def rows_of(
     """
     if protocol not in get_args(ProtocolName):
         raise UnknownNameError("protocol", protocol, get_args(ProtocolName))
-    task, splits = _read(name, protocol, None if data is None else str(data))
+    template = options.get("template")
+    if template is not None and options.get("mode") != "rank":
+        raise ConfigurationError("The words of a manual template are ranked. Give mode='rank' too.")
+    task, splits = _read(name, protocol, None if data is None else str(data), template)
     if options.get("shots") is not None:
         splits = splits.shots(int(options["shots"]), int(options.get("shots_seed") or 0))
     train, validation, test = (options.get(f"{split}_rows") for split in get_args(SplitName))
@@ -178,8 +183,10 @@ def _identity(backbone: str) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def _read(name: str, protocol: ProtocolName, data: str | None) -> tuple[Task, Splits]:
-    task = find_task(name)
+def _read(
+    name: str, protocol: ProtocolName, data: str | None, template: str | None
+) -> tuple[Task, Splits]:
+    task = find_task(name) if template is None else as_cloze(find_task(name), template)
     return task, task.load(data, protocol)
 
 

@@ -7,6 +7,7 @@ ValueError, which becomes the DataError of the row.
 from __future__ import annotations
 
 import re
+import string
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -116,6 +117,18 @@ def _nearest(value: Any, step: float) -> str:
     return f"{round(float(value) / step) * step:.1f}"
 
 
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _drop_last_character(text: str) -> str:
+    return text[:-1]
+
+
+def _strip_punctuation(text: str) -> str:
+    return text.rstrip(string.punctuation)
+
+
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "strip": str.strip,
     "nl": _newlines_to_spaces,
@@ -137,6 +150,9 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "each": _each,
     "majority": _majority,
     "nearest": _nearest,
+    "lower_first": _lower_first,
+    "drop_last_char": _drop_last_character,
+    "strip_punct": _strip_punctuation,
 }
 """Filter name to function. `{{ text | clean }}` and so on; nothing of jinja2's own list is left.
 
@@ -148,5 +164,7 @@ second`; `option(key)` the item that a letter or a number from 0 names (`first=1
 an order that depends on all of them alone; `where(values, wanted)` the items whose counterpart in
 `values` is among `wanted`; `column(name)` that entry of each item; `distinct` the texts in nested
 lists, each once, sorted; `each(name)` a filter for each item; `majority` what more than half are,
-else none; `nearest(0.2)` the nearest multiple, with one digit.
+else none; `nearest(0.2)` the nearest multiple, with one digit. Of the manual templates:
+`lower_first` the first letter in lower case, `drop_last_char` all but the last, `strip_punct` no
+punctuation at the end.
 """

@@ -60,6 +60,7 @@ class Task(Record):
         source_labels: what the source calls them, in the order of *its* indices, where that is
             another order than that of `labels`; the same words, of which one may stand for several
             of the source's classes.
+        known_as: what rows call the labels, in their order, where that is not the label words.
         splits: how the protocol "faithful" cuts.
         drop_empty: whether rows whose input is empty are left out.
         continues: whether the target goes on where the input ends, so that a decoder gets no cue
@@ -89,6 +90,7 @@ class Task(Record):
     label: str | None = None
     labels: tuple[str, ...] = ()
     source_labels: tuple[str, ...] = ()
+    known_as: tuple[str, ...] = ()
     splits: SplitRule | None = None
     drop_empty: bool = False
     continues: bool = False
@@ -127,7 +129,9 @@ class Task(Record):
                 raise ValueError("two of the `labels` are the same word")
             if self.target is not None or self.answers is not None:
                 raise ValueError("a classification task answers with its label word: no `target`")
-            if self.source_labels and set(self.source_labels) != set(self.labels):
+            if self.known_as and len(self.known_as) != len(self.labels):
+                raise ValueError("`known_as` needs a name for each of the `labels`")
+            if self.source_labels and set(self.source_labels) != set(self._names):
                 raise ValueError("`source_labels` and `labels` must be the same words")
             return
         if (self.target is None) == (self.answers is None):
@@ -142,7 +146,7 @@ class Task(Record):
         """A hash of everything in the record that can change a score; the rows have their own."""
         unrelated = ("title", "provenance", "source", "rows_of", "notes")
         # Fields younger than some records count only where they are set.
-        younger = ("continues", "turns", "derive", "keep", "answers")
+        younger = ("continues", "turns", "derive", "keep", "answers", "known_as")
         left_out: dict[str, Any] = dict.fromkeys(unrelated, True)
         left_out |= {name: True for name in younger if not getattr(self, name)}
         if self.splits is not None:
@@ -253,18 +257,23 @@ class Task(Record):
                 raise DataError(f"{where}: the label {value!r} is not a number.") from None
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if str(value) in self.labels:
-            return self.labels.index(str(value))
-        order = self.source_labels or self.labels
+        names = self._names
+        if str(value) in names:
+            return names.index(str(value))
+        order = self.source_labels or names
         index = _index(value)
         if index is not None and index < len(order):
-            return self.labels.index(order[index])
-        close = nearest(str(value), self.labels)
+            return names.index(order[index])
+        close = nearest(str(value), names)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise DataError(
-            f"{where}: the label {value!r} is not one of {list(self.labels)}, nor an index of "
-            f"them.{hint}"
+            f"{where}: the label {value!r} is not one of {list(names)}, nor an index of them.{hint}"
         )
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """What rows call the labels."""
+        return self.known_as or self.labels
 
     def load(
         self, source: Source | str | Path | None = None, protocol: ProtocolName = "clean"
