@@ -30,6 +30,10 @@ def measured(cell: Cell) -> CellResult:
     found: dict[str, float] = {}
     if cell.options.get("score_training"):
         found["training"] = result.validation[result.metric] + 0.1
+    if (rows := cell.options.get("profile_rows")) is not None:
+        names = ("static", "activations", "gradients", "optimiser", "counted", "peak")
+        times = ("forward", "backward", "update")
+        found |= {f"profile {name}": float(1000 * int(rows)) for name in (*names, *times)}
     for task in str(cell.options.get("transfer_to") or "").split(" + "):
         if task:
             found[f"on {task}"] = result.score * (1.0 if task == cell.task else 0.5)

@@ -47,6 +47,8 @@ OPTIONS: Mapping[str, str] = {
     "but heads; else one for all",
     "quantise": "how the frozen linear maps are kept: int8 or nf4; else in plain numbers",
     "score_training": "so many of the training rows are scored too, after training",
+    "profile_rows": "after training, a step on so many rows is measured; 0: what is there without",
+    "profile_tokens": "with profile_rows: the length of each of them; else 128",
     "transfer_to": "tasks, 'one + another', that the trained delta is scored on too, as it is",
     "error_rank": "with quantise: singular triplets of what is rounded off, kept for loftq",
 }

@@ -28,6 +28,7 @@ from deltatune.core.quantised import count_parameters
 from deltatune.execution.goals import Goal, Goals, goals_of
 from deltatune.execution.ground import backbone_for, check_options, evaluate_on
 from deltatune.execution.measures import measure
+from deltatune.execution.profiling import profiled
 from deltatune.study.cell import Cell, CellResult, Point
 from deltatune.study.comparison import preset
 from deltatune.study.source import library_versions
@@ -194,7 +195,8 @@ class Prepared:
         )
 
     def _measured(self, delta: Delta) -> dict[str, float]:
-        return measure(
+        """What the options ask for beside the scores. Comes last: a profile trains on."""
+        found = measure(
             self.backbone,
             self.goals,
             self.cell.options,
@@ -202,6 +204,8 @@ class Prepared:
             data=self.data,
             on=functools.partial(self._on, delta),
         )
+        options, settings = self.cell.options, self.settings
+        return found | profiled(delta, self.rows, self.collate, settings, options)
 
     def _on(self, delta: Delta, task: int) -> AbstractContextManager[None]:
         """Within it the delta is what a task has of it. A cell of one task is routed by others."""

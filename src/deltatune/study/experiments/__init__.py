@@ -10,6 +10,7 @@ from deltatune.study.experiment import Experiment
 from deltatune.study.experiments import (
     combination,
     convergence,
+    efficiency,
     gap,
     performance,
     review,
@@ -27,6 +28,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     for module in (
         performance,
         convergence,
+        efficiency,
         combination,
         sequence,
         gap,

@@ -1,0 +1,115 @@
+"""Efficiency: memory of a step by batch and backbone, and its time by the length of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from deltatune.study.cell import Arm, CellResult
+from deltatune.study.comparison import Comparison
+from deltatune.study.experiment import Experiment, Parts, Summaries
+from deltatune.study.section import Bars, Column, Lines, Section, Series, Table, Value
+from deltatune.study.select import Grid
+from deltatune.study.summary import Summary
+
+__all__ = ["EXPERIMENT"]
+
+BATCHES, LENGTH = (0, 1, 8, 32, 64), 128
+LENGTHS, ROWS = (32, 64, 128, 256, 512), 8
+HELD = ("static", "activations", "gradients", "optimiser")
+MIB = 2**20
+
+
+def _parts(base: Comparison) -> Parts:
+    """Nothing is trained but the steps that are measured."""
+
+    def measured(rows: int, tokens: int) -> Comparison:
+        few = {"train_rows": 64, "validation_rows": 1, "test_rows": 1}
+        options = {**few, **base.options, "profile_rows": rows, "profile_tokens": tokens}
+        changes = {"budget": "nothing", "seeds": 1, "grid": Grid(), "options": options}
+        return base.model_copy(update=changes)
+
+    by_batch = {f"batch {rows}": measured(rows, LENGTH) for rows in BATCHES}
+    return by_batch | {f"length {tokens}": measured(ROWS, tokens) for tokens in LENGTHS}
+
+
+def _sections(summaries: Summaries) -> list[Section]:
+    first = next(iter(summaries.values()))
+    found = []
+    for backbone in first.comparison.backbones:
+        arms = first.arms(backbone)
+        found += [_memory(summaries, arms, backbone), _time(summaries, arms, backbone)]
+    return found
+
+
+def _memory(summaries: Summaries, arms: Sequence[Arm], backbone: str) -> Section:
+    columns = (
+        Column("method"),
+        Column("rows", "count"),
+        *(Column(f"{name}, MiB", "number") for name in (*HELD, "counted", "peak")),
+    )
+    rows, bars = list[tuple[Value, ...]](), dict[str, Mapping[str, float]]()
+    for arm in arms:
+        for count, result in _of(summaries, arm, "batch"):
+            held = {name: result.measured[f"profile {name}"] / MIB for name in HELD}
+            whole = (result.measured[f"profile {name}"] / MIB for name in ("counted", "peak"))
+            rows.append((str(arm), count, *held.values(), *whole))
+            if count in (1, 32):
+                bars[f"{arm}, {count}"] = held
+    figure = Bars("What a step holds, by rows of the batch", "MiB", bars)
+    note = (
+        f"Rows of {LENGTH} tokens. Counted: the bytes of all tensors that are held. Peak: the "
+        "highest that was taken, which also has what lives within an operation. Batch 0: no step."
+    )
+    table = Table("Memory of a step", columns, tuple(rows), note=note)
+    return Section(f"{backbone}: memory", "Fig. 2", (), (table, *([figure] if bars else [])))
+
+
+def _time(summaries: Summaries, arms: Sequence[Arm], backbone: str) -> Section:
+    parts = ("forward", "backward", "update")
+    columns = (
+        Column("method"),
+        Column("tokens", "count"),
+        *(Column(f"{name}, ms", "number") for name in parts),
+    )
+    rows = list[tuple[Value, ...]]()
+    lines: dict[str, list[Series]] = {"forward": [], "backward": []}
+    for arm in arms:
+        found = _of(summaries, arm, "length")
+        for length, result in found:
+            times = (1000 * result.measured[f"profile {name}"] for name in parts)
+            rows.append((str(arm), length, *times))
+        for name, series in lines.items():
+            points = tuple((n, 1000 * r.measured[f"profile {name}"]) for n, r in found)
+            series.append(Series(str(arm), points))
+    figures = tuple(
+        Lines(f"Time of a {name} pass", "tokens of a row", "ms", drawn)
+        for name, series in lines.items()
+        if (drawn := tuple(one for one in series if one.points))
+    )
+    note = f"{ROWS} rows; the shortest of five."
+    table = Table("Time of a step", columns, tuple(rows), note=note)
+    return Section(f"{backbone}: time", "Extended Data Fig. 3", (), (table, *figures))
+
+
+def _of(summaries: Summaries, arm: Arm, kind: str) -> list[tuple[int, CellResult]]:
+    """The results of an arm in the parts "batch 0", "batch 1", ... with their numbers."""
+    found = []
+    for name, summary in summaries.items():
+        what, _, number = name.partition(" ")
+        results = _measured(summary, arm) if what == kind else []
+        found += [(int(number), result) for result in results]
+    return found
+
+
+def _measured(summary: Summary, arm: Arm) -> list[CellResult]:
+    return [result for result in summary.results(arm) if "profile static" in result.measured]
+
+
+EXPERIMENT = Experiment(
+    name="efficiency",
+    shows="memory of a step by batch and backbone, and its time by the length of the input",
+    paper="Fig. 2, Extended Data Fig. 3",
+    sections=_sections,
+    parts=_parts,
+    defaults={"methods": ("prompt", "bitfit", "adapter", "lora", "full")},
+)
