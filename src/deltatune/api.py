@@ -347,6 +347,7 @@ def compare(
     data: str | Path | None = None,
     together: int = 1,
     trunk_cache: TrunkCache | None = None,
+    retry: bool = False,
     watch: Watch | None = None,
 ) -> Summary:
     """Runs a comparison, or what is left of it, and returns what it shows.
@@ -359,6 +360,7 @@ def compare(
             that each would have alone, up to the order of sums; their times are shares of what all
             took, and their memory is not measured.
         trunk_cache: see `train`; in memory, it serves one cell after the other.
+        retry: whether cells that failed before this call are tried again.
         watch: told of every cell.
 
     Raises:
@@ -396,6 +398,7 @@ def compare(
         together=Together(together, execution.shared_base, execute_together)
         if together > 1
         else None,
+        retry=retry,
         watch=watch,
     )
     return summarise(store)

@@ -75,7 +75,7 @@ def test_the_options_are_these(call: Call) -> None:
         | rows
         | request
         | {"tasks", "methods", "seeds", "learning-rates", "search-tasks", "extend", "per"}
-        | {"report", "together", "trunk-cache"},
+        | {"report", "retry", "together", "trunk-cache"},
         "plan": request | {"backbone", "method", "at"},
         "methods": set(),
         "tasks": {"data", "protocol", "check"},

@@ -60,6 +60,14 @@ def test_the_last_word_counts(open_store: Callable[[], Store]) -> None:
     assert list(store.done()) == [make_cell(0).id]
     assert list(store.failed()) == [make_cell(1).id]
     assert store.note("n") == {"a": 2} and store.note("m") is None
+    store.append(failed(2))
+    again = failed(1)
+    store.append(again)
+    store.append(failed(0))
+    assert list(store.recorded()) == [make_cell(seed).id for seed in (0, 2, 1)]
+    assert store.recorded()[make_cell(1).id] == store.failed()[make_cell(1).id] == again
+    assert store.recorded()[make_cell(0).id] == store.done()[make_cell(0).id], "it stays done"
+    assert open_store().recorded() == store.recorded()
 
 
 def test_a_cell_is_claimed_once(open_store: Callable[[], Store]) -> None:

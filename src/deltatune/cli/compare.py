@@ -89,6 +89,9 @@ def compare(
     report: Annotated[
         bool, typer.Option("--report", help="Only make the report of --out again.")
     ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try cells again that failed before.")
+    ] = False,
     config: Config = None,
     changes: Set = None,
     as_json: Json = False,
@@ -97,7 +100,8 @@ def compare(
     """Compare methods on tasks: a table, and a report.
 
     Each method is trained and scored on each task, with its learning rate chosen on validation
-    rows. The same command goes on where it stopped; several processes may share a folder.
+    rows. The same command goes on where it stopped; several processes may share a folder. A cell
+    that failed stays failed unless --retry is given.
     """
     needed = ("out",) if report else ("backbone", "tasks", "methods", "out")
     values = gather(config, changes, requested(context), needed=needed)
@@ -122,11 +126,15 @@ def compare(
                 data=source,
                 together=together,
                 trunk_cache=cache,
+                retry=retry,
                 watch=watch,
             )
     _show(summary, folder, as_json)
     if summary.failures:
-        warn(f"deltatune: {len(summary.failures)} cells failed; see the end of the report.")
+        warn(
+            f"deltatune: {len(summary.failures)} cells failed; see the end of the report."
+            " --retry tries them again."
+        )
         raise typer.Exit(1)
 
 

@@ -115,7 +115,7 @@ def requested(context: typer.Context, but: str = "") -> dict[str, Any]:
         context: of the call. Options that say how to call, not what is asked, are left out.
         but: an argument of the command that is no part of the request either.
     """
-    left_out = {"config", "changes", "as_json", "dry_run", "report", but}
+    left_out = {"config", "changes", "as_json", "dry_run", "report", "retry", but}
     return {key: value for key, value in context.params.items() if key not in left_out}
 
 

@@ -14,10 +14,11 @@ from __future__ import annotations
 import abc
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -54,7 +55,13 @@ class Done(_Entry):
 
 
 class Failed(_Entry):
-    """A cell that ended with an error. It is run again when the study is."""
+    """A cell that ended with an error. That is its outcome, until it is tried again on request.
+
+    Attributes:
+        error: the class of the error.
+        message: what it said.
+        trace: the traceback, as Python prints it.
+    """
 
     kind: Literal["failed"] = "failed"
     id: str
@@ -93,6 +100,14 @@ class Store(abc.ABC):
         """Returns all records. Raises DataError if the store is damaged."""
 
     @abc.abstractmethod
+    def recorded(self) -> Mapping[str, Done | Failed]:
+        """Returns id -> what became of each cell, in the order in which it did: its `Done`, or the
+        last `Failed` of one that was never done.
+
+        It is a view, which later calls may change. Raises DataError if the store is damaged.
+        """
+
+    @abc.abstractmethod
     def claim(self, cell_id: str) -> bool:
         """Takes a cell for the caller; False if someone else has it.
 
@@ -105,17 +120,11 @@ class Store(abc.ABC):
 
     def done(self) -> dict[str, Done]:
         """Returns id -> record of the cells that are done, in the order in which they were done."""
-        return {record.id: record for record in self.records() if isinstance(record, Done)}
+        return {key: found for key, found in self.recorded().items() if isinstance(found, Done)}
 
     def failed(self) -> dict[str, Failed]:
         """Returns id -> last record of the cells that failed and were not done since."""
-        found: dict[str, Failed] = {}
-        for record in self.records():
-            if isinstance(record, Failed):
-                found[record.id] = record
-            elif isinstance(record, Done):
-                found.pop(record.id, None)
-        return found
+        return {key: found for key, found in self.recorded().items() if isinstance(found, Failed)}
 
     def note(self, name: str) -> dict[str, Any] | None:
         """Returns the last note of that name, None if there is none."""
@@ -123,20 +132,46 @@ class Store(abc.ABC):
         return values[-1] if values else None
 
 
+class _Replay:
+    """Records in their order, and what they say of each cell so far.
+
+    It is kept as records come: a run asks before each cell, and looking through thousands of
+    records each time would take seconds.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[Done | Failed | Note] = []
+        self._cells: dict[str, Done | Failed] = {}
+        self.cells = MappingProxyType(self._cells)
+
+    def add(self, record: Done | Failed | Note) -> None:
+        self.records.append(record)
+        if isinstance(record, Note):
+            return
+        known = self._cells.get(record.id)
+        if isinstance(record, Done) or not isinstance(known, Done):
+            self._cells.pop(record.id, None)  # the last word stands last
+            self._cells[record.id] = record
+
+
 class MemoryStore(Store):
     """A store that ends with its process."""
 
     def __init__(self) -> None:
-        self._records: list[Done | Failed | Note] = []
+        self._replay = _Replay()
         self._claimed: set[str] = set()
 
     def append(self, record: Done | Failed | Note) -> None:
         """See `Store.append`."""
-        self._records.append(record)
+        self._replay.add(record)
 
     def records(self) -> Sequence[Done | Failed | Note]:
         """See `Store.records`."""
-        return tuple(self._records)
+        return tuple(self._replay.records)
+
+    def recorded(self) -> Mapping[str, Done | Failed]:
+        """See `Store.recorded`."""
+        return self._replay.cells
 
     def claim(self, cell_id: str) -> bool:
         """See `Store.claim`."""
@@ -164,8 +199,7 @@ class JournalStore(Store):
         self.folder = Path(folder)
         self.path = self.folder / "journal.jsonl"
         self._held: dict[str, IO[bytes]] = {}
-        # Reading a journal of thousands of cells again and again would take seconds each time.
-        self._seen: list[Done | Failed | Note] = []
+        self._replay = _Replay()
         self._read_until = 0
         with self._explained("make the folder"):
             (self.folder / "claims").mkdir(parents=True, exist_ok=True)
@@ -186,16 +220,13 @@ class JournalStore(Store):
 
     def records(self) -> Sequence[Done | Failed | Note]:
         """See `Store.records`."""
-        if not self.path.exists():
-            return ()
-        with self._explained("read the journal"), open(self.path, "rb") as file:
-            file.seek(self._read_until)
-            fresh = file.read()
-        whole = fresh[: fresh.rfind(b"\n") + 1]
-        for line in whole.splitlines():
-            self._seen.append(self._parsed(line, len(self._seen) + 1))
-        self._read_until += len(whole)
-        return tuple(self._seen)
+        self._read_on()
+        return tuple(self._replay.records)
+
+    def recorded(self) -> Mapping[str, Done | Failed]:
+        """See `Store.recorded`."""
+        self._read_on()
+        return self._replay.cells
 
     def claim(self, cell_id: str) -> bool:
         """See `Store.claim`."""
@@ -213,6 +244,18 @@ class JournalStore(Store):
         """See `Store.release`."""
         # The file stays: removing it while another process opens it would let two hold the lock.
         self._held.pop(cell_id).close()
+
+    def _read_on(self) -> None:
+        """Reads the lines that were written since the last look."""
+        if not self.path.exists():
+            return
+        with self._explained("read the journal"), open(self.path, "rb") as file:
+            file.seek(self._read_until)
+            fresh = file.read()
+        whole = fresh[: fresh.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            self._replay.add(self._parsed(line, len(self._replay.records) + 1))
+        self._read_until += len(whole)
 
     def _claim_path(self, cell_id: str) -> Path:
         return self.folder / "claims" / f"{cell_id}.lock"
