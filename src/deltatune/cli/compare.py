@@ -170,13 +170,10 @@ def _listed(value: Any, split: Any) -> tuple[str, ...]:
 
 
 def _stored(folder: Path) -> Summary:
-    from deltatune.core.errors import StateError
-    from deltatune.study.store import JournalStore
+    from deltatune.study.store import open_study
     from deltatune.study.summary import summarise
 
-    if not (folder / "journal.jsonl").exists():
-        raise StateError(f"There is no study in {folder}. Run one first, without --report.")
-    return summarise(JournalStore(folder))
+    return summarise(open_study(folder))
 
 
 def _show(summary: Summary, folder: Path, as_json: bool) -> None:

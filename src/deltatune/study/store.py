@@ -26,7 +26,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from deltatune.core.errors import DataError, StateError, UnsupportedError
 from deltatune.study.cell import Cell, CellResult, Strict
 
-__all__ = ["Done", "Failed", "JournalStore", "MemoryStore", "Note", "Record", "Store"]
+__all__ = ["Done", "Failed", "JournalStore", "MemoryStore", "Note", "Record", "Store", "open_study"]
 
 
 def _now() -> str:
@@ -118,6 +118,10 @@ class Store(abc.ABC):
     def release(self, cell_id: str) -> None:
         """Gives a claimed cell back."""
 
+    @abc.abstractmethod
+    def claimed(self) -> dict[str, str]:
+        """Returns id -> "host:process" of the cells that someone is working on at this moment."""
+
     def done(self) -> dict[str, Done]:
         """Returns id -> record of the cells that are done, in the order in which they were done."""
         return {key: found for key, found in self.recorded().items() if isinstance(found, Done)}
@@ -183,6 +187,10 @@ class MemoryStore(Store):
         """See `Store.release`."""
         self._claimed.discard(cell_id)
 
+    def claimed(self) -> dict[str, str]:
+        """See `Store.claimed`."""
+        return dict.fromkeys(sorted(self._claimed), _writer())
+
 
 class JournalStore(Store):
     """A store in a folder: `journal.jsonl`, and a lock file for each cell that is being worked on.
@@ -233,10 +241,16 @@ class JournalStore(Store):
         if cell_id in self._held:
             return False
         with self._explained("claim a cell"):
-            file = open(self._claim_path(cell_id), "a+b")  # noqa: SIM115  (held until release)
-        if not _lock(file, wait=False):
-            file.close()
-            return False
+            file = open(self._claim_path(cell_id), "a+b", buffering=0)  # noqa: SIM115  (held)
+            try:
+                if not _lock(file, wait=False):
+                    file.close()
+                    return False
+                file.truncate(0)
+                _write_all(file, _writer().encode())
+            except BaseException:
+                file.close()
+                raise
         self._held[cell_id] = file
         return True
 
@@ -244,6 +258,20 @@ class JournalStore(Store):
         """See `Store.release`."""
         # The file stays: removing it while another process opens it would let two hold the lock.
         self._held.pop(cell_id).close()
+
+    def claimed(self) -> dict[str, str]:
+        """See `Store.claimed`.
+
+        Each claim is tried for an instant. Who wants the cell in just that instant is told that it
+        is taken, and asks again.
+        """
+        found = {}
+        with self._explained("read the claims"):
+            for path in sorted((self.folder / "claims").glob("*.lock")):
+                with open(path, "rb") as file:
+                    if not _lock(file, wait=False, shared=True):
+                        found[path.stem] = file.read().decode()
+        return found
 
     def _read_on(self) -> None:
         """Reads the lines that were written since the last look."""
@@ -282,8 +310,17 @@ class JournalStore(Store):
             ) from error
 
 
-def _lock(file: IO[bytes], *, wait: bool) -> bool:
-    """Locks the file for this process until it is closed; False if that would mean waiting."""
+def open_study(folder: str | os.PathLike[str]) -> JournalStore:
+    """Returns the store of a study that was begun before. Raises StateError if there is none."""
+    if not (Path(folder) / "journal.jsonl").exists():
+        raise StateError(
+            f"There is no study in {folder}. Begin one: deltatune compare ... --out {folder}."
+        )
+    return JournalStore(folder)
+
+
+def _lock(file: IO[bytes], *, wait: bool, shared: bool = False) -> bool:
+    """Locks the file until it is closed; False if that would mean waiting."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system
@@ -291,7 +328,8 @@ def _lock(file: IO[bytes], *, wait: bool) -> bool:
             "A study's folder needs POSIX file locks, which this system does not have."
         ) from None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     return True
