@@ -78,15 +78,15 @@ def main() -> None:
 def page(tallies: list[Tally]) -> str:
     """The page of the results."""
     whole = {name: sum(getattr(one, name) for one in tallies) for name in asdict(tallies[0])}
-    command = ["git", "describe", "--always", "--dirty"]
+    command = ["git", "log", "-1", "--format=%h", "--", *TESTED]
     revision = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return f"""# Kills
 
 Studies whose processes are killed (SIGKILL) while they work. In each round two, three or four
 processes share one journal through `study.runner.run`: cells of 2 to 50 ms, some that fail, some
-run in groups. They are killed at random moments and when the journal has just grown, and a quarter
-of them in the middle of a line that they write. Most are replaced at once; in the end as many are
-started again and left alone.
+run in groups. They are killed at random moments, when the journal has just grown, and in the middle
+of a line that they write. Most are replaced at once; in the end as many are started again and left
+alone.
 
 | | |
 |---|---:|
