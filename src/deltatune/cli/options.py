@@ -53,6 +53,7 @@ Trunk: TypeAlias = Annotated[
         help="Memory in GiB for what the frozen blocks below a delta give, where that pays.",
     ),
 ]
+Study: TypeAlias = Annotated[Path, typer.Argument(help="Folder of a study.", metavar="FOLDER")]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 DryRun: TypeAlias = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done; do nothing.")
