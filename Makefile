@@ -1,4 +1,4 @@
-.PHONY: setup demo test check clones docs cards matrix pairs fuzz faults bench bench-quick
+.PHONY: setup demo test check clones docs cards matrix pairs fuzz faults kill bench bench-quick
 
 setup:
 	@scripts/setup
@@ -33,6 +33,9 @@ fuzz:
 
 faults:
 	@scripts/faults
+
+kill:
+	@scripts/kill
 
 bench:
 	@scripts/bench

@@ -96,10 +96,12 @@ def test_every_error_has_an_entry() -> None:
 
 
 def test_every_command_and_package_has_a_page() -> None:
+    from deltatune.cli import study
     from deltatune.cli.app import COMMANDS
 
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    assert [name for name in COMMANDS if f"deltatune {name}" not in text] == []
+    names = [*COMMANDS, *(f"study {name}" for name in study.COMMANDS)]
+    assert [name for name in names if f"deltatune {name}" not in text] == []
     packages = [path.parent.name for path in (ROOT / "src" / "deltatune").glob("*/__init__.py")]
     assert [name for name in packages if not (ROOT / "docs" / f"{name}.md").exists()] == []
 

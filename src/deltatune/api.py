@@ -350,6 +350,7 @@ def compare(
     data: str | Path | None = None,
     together: int = 1,
     trunk_cache: TrunkCache | None = None,
+    retry: bool = False,
     watch: Watch | None = None,
 ) -> Summary:
     """Runs a comparison, or what is left of it, and returns what it shows.
@@ -362,6 +363,7 @@ def compare(
             that each would have alone, up to the order of sums; their times are shares of what all
             took, and their memory is not measured.
         trunk_cache: see `train`; in memory, it serves one cell after the other.
+        retry: whether cells that failed before this call are tried again.
         watch: told of every cell.
 
     Raises:
@@ -377,6 +379,7 @@ def compare(
         store,
         describe=place.describe,
         together=place.together,
+        retry=retry,
         watch=watch,
     )
     return summarise(store)
@@ -389,6 +392,7 @@ def study(
     data: str | Path | None = None,
     together: int = 1,
     trunk_cache: TrunkCache | None = None,
+    retry: bool = False,
     watch: Watch | None = None,
 ) -> list[Section]:
     """Runs a study, or what is left of it, and returns the sections of its report.
@@ -399,6 +403,7 @@ def study(
         data: see `train`.
         together: see `compare`.
         trunk_cache: see `compare`.
+        retry: see `compare`.
         watch: told of every cell.
 
     Raises:
@@ -415,6 +420,7 @@ def study(
         store,
         describe=place.describe,
         together=place.together,
+        retry=retry,
         watch=watch,
     )
     return find_experiment(wanted.experiment).sections(summaries(store))

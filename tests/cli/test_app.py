@@ -13,7 +13,8 @@ import yaml
 
 from deltatune import __version__
 from deltatune.cli import main
-from deltatune.cli.app import COMMANDS
+from deltatune.cli import study as studies
+from deltatune.cli.app import COMMANDS, GROUPS
 from deltatune.cli.options import budget_of, gather, nested
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 
@@ -41,9 +42,13 @@ def test_the_module_is_the_command() -> None:
 
 def test_the_commands_are_these_and_each_says_what_it_does(call: Call) -> None:
     assert list(COMMANDS) == ["train", "eval", "compare", "plan", "methods", "tasks", "doctor"]
+    assert list(GROUPS) == ["study"]
+    assert {"status", "query", "export"} <= set(studies.COMMANDS)
     code, out, _ = call("--help")
     assert code == 0
-    for name, command in COMMANDS.items():
+    _, inner, _ = call("study", "--help")
+    out += inner
+    for name, command in (COMMANDS | studies.COMMANDS).items():
         assert f"  {name}" in out
         first = (command.__doc__ or "").partition("\n")[0]
         assert " ".join(first.split()) in " ".join(out.split()), "no summary is cut short"
@@ -75,21 +80,26 @@ def test_the_options_are_these(call: Call) -> None:
         | rows
         | request
         | {"tasks", "methods", "seeds", "learning-rates", "search-tasks", "extend", "per"}
-        | {"report", "together", "trunk-cache"},
+        | {"report", "retry", "together", "trunk-cache"},
         "plan": request | {"backbone", "method", "at"},
         "methods": set(),
         "tasks": {"data", "protocol", "check"},
         "doctor": {"data"},
+        "study status": {"traces"},
+        "study query": {"csv"},
+        "study export": {"format", "out"},
     }
-    for name in COMMANDS:
-        _, out, _ = call(name, "--help")
+    without_json = {"study export"}
+    for name in [*COMMANDS, *(f"study {name}" for name in studies.COMMANDS)]:
+        _, out, _ = call(*name.split(), "--help")
         words = out.replace(",", " ").split()
         found = {
             word.removeprefix("--")
             for word in words
             if word.startswith("--") and word[2:3].isalpha()
         }
-        assert found == expected[name] | common, name
+        own = {"help"} if name in without_json else common
+        assert found == expected[name] | own, name
 
 
 @pytest.mark.parametrize(

@@ -155,13 +155,14 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
         data: str | None = None,
         together: int = 1,
         trunk_cache: TrunkCache | None = None,
+        retry: bool = False,
         watch: Watch | None = None,
     ) -> Summary:
         shared = "together" in str(folder)
         assert together == (8 if shared else 1)
         assert (trunk_cache and trunk_cache.capacity) == (1 << 29 if shared else None)
         store = JournalStore(folder)
-        run_comparison(comparison, counted, store, watch=watch)
+        run_comparison(comparison, counted, store, retry=retry, watch=watch)
         return summarise(store)
 
     monkeypatch.setattr(api, "compare", compare, raising=False)
@@ -226,7 +227,12 @@ def test_failed_cells_end_with_code_1(
     code, out, err = call(*COMPARE, *words)
     assert code == 1
     assert "FAILED, TrainingError: The loss is not finite" in err and "2 cells failed" in err
+    assert "--retry tries them again" in err
     assert "Failed: t5-mini, prompt, emotion" in out
+    code, again, err = call(*COMPARE, *words)
+    assert (code, again) == (1, out) and len(verb) == 2
+    assert "emotion, seed 0, learning rate 0.5: failed before, TrainingError: The loss" in err
+    assert call(*COMPARE, *words, "--retry")[0] == 1 and len(verb) == 4
 
 
 def test_a_dry_run_of_a_comparison_counts(call: Call, tmp_path: Path) -> None:

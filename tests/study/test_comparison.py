@@ -163,6 +163,22 @@ def test_failed_cells_are_shown_and_do_not_stop_the_rest() -> None:
     assert "not finite at step 7" in render_page(summary)
 
 
+def test_a_failed_cell_is_tried_again_once_on_request() -> None:
+    store, calls = MemoryStore(), list[Cell]()
+
+    def fragile(cell: Cell) -> CellResult:
+        calls.append(cell)
+        if cell.method == "bitfit":
+            raise TrainingError("The loss is not finite at step 7.")
+        return execute(cell)
+
+    first = compare(store, fragile, tasks=("emotion",))
+    failures, ran = len(first.failures), len(calls)
+    assert compare(store, fragile, tasks=("emotion",)) == first and len(calls) == ran
+    run_comparison(first.comparison, fragile, store, retry=True)
+    assert failures == len(calls) - ran == 3 + 1, "three rates, and a second seed"
+
+
 def test_averages_are_means_of_rows_and_their_spread_is_over_seeds(summary: Summary) -> None:
     rows = {row.name: row for row in summary.rows("t5-mini")}
     assert list(rows)[:4] == ["glue_sst2", "emotion", "tweet_eval_hate", "Average of emotion"]

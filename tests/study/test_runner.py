@@ -14,7 +14,7 @@ from tests.study.test_store import make_cell
 from deltatune.core.errors import ConfigurationError, TrainingError
 from deltatune.study.cell import Cell, CellResult
 from deltatune.study.runner import Event, Together, run
-from deltatune.study.store import Done, JournalStore, MemoryStore
+from deltatune.study.store import Done, Failed, JournalStore, MemoryStore
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,11 +74,12 @@ def test_an_error_of_all_ends_those_that_are_left() -> None:
     assert set(outcome.failed) == {cells[1].id, cells[2].id}
 
 
-def test_an_error_ends_its_cell_only_and_is_tried_again_later() -> None:
-    store = MemoryStore()
+def test_an_error_ends_its_cell_only_and_stays_until_it_is_tried_again() -> None:
+    store, calls = MemoryStore(), list[int]()
     broken = True
 
     def sometimes(cell: Cell) -> CellResult:
+        calls.append(cell.seed)
         if broken and cell.seed == 1:
             raise TrainingError("The loss is not finite at step 3.")
         if broken and cell.seed == 2:
@@ -90,28 +91,87 @@ def test_an_error_ends_its_cell_only_and_is_tried_again_later() -> None:
     outcome = run(cells, sometimes, store, watch=events.append)
     assert set(outcome.done) == {make_cell(0).id, make_cell(3).id}
     assert {f.error for f in outcome.failed.values()} == {"TrainingError", "ZeroDivisionError"}
-    told = [e.error for e in events if e.kind == "failed"]
-    assert told == [
+    errors = [
         "TrainingError: The loss is not finite at step 3.",
         "ZeroDivisionError: a fault of ours",
     ]
+    assert [e.error for e in events if e.kind == "failed"] == errors
     assert [e.finished for e in events if e.kind != "begun"] == [1, 2, 3, 4]
-    assert store.failed()[make_cell(1).id].trace == ""
-    assert "sometimes" in store.failed()[make_cell(2).id].trace
+    assert all("in sometimes" in record.trace for record in store.failed().values())
     broken = False
-    outcome = run(cells, sometimes, store)
-    assert len(outcome.done) == 4 and not outcome.failed and not store.failed()
+    events.clear()
+    kept = run(cells, sometimes, store, watch=events.append)
+    assert kept == outcome and len(calls) == 4, "nothing is run again unasked"
+    assert {e.kind for e in events} == {"kept"} and [e.finished for e in events] == [1, 2, 3, 4]
+    assert [e.error for e in events if e.result is None] == errors
+    again = run(cells, sometimes, store, retry=True)
+    assert len(again.done) == 4 and not again.failed and not store.failed()
+    assert calls == [0, 1, 2, 3, 1, 2], "what was done is not run again either"
 
 
-def test_an_interrupt_ends_the_run_and_frees_the_cell() -> None:
+def test_what_fails_again_is_not_tried_forever() -> None:
+    store, calls = MemoryStore(), list[int]()
+
+    def never(cell: Cell) -> CellResult:
+        calls.append(cell.seed)
+        raise TrainingError(f"attempt {len(calls)}")
+
+    run([make_cell()], never, store)
+    stood = store.failed()
+    first = run([make_cell()], never, store, retry=stood)
+    second = run([make_cell()], never, store, retry=stood)  # a second part of the same work
+    assert len(calls) == 2 and first == second
+    assert store.failed()[make_cell().id].message == "attempt 2"
+
+
+def test_failures_of_a_group_stay_too() -> None:
+    groups: list[list[int]] = []
+
+    def many(cells: Sequence[Cell], told: Callable[[Cell, CellResult | Exception], None]) -> None:
+        groups.append([cell.seed for cell in cells])
+        for cell in cells:
+            told(cell, TrainingError("no") if cell.seed == 1 else execute(cell))
+
+    store, together = MemoryStore(), Together(8, lambda cell: 0, many)
+    for cells in (3, 5):
+        outcome = run([make_cell(seed) for seed in range(cells)], execute, store, together=together)
+    assert groups == [[0, 1, 2], [3, 4]] and set(outcome.failed) == {make_cell(1).id}
+    run([make_cell(1), make_cell(5)], execute, store, together=together, retry=True)
+    assert groups[2:] == [[1, 5]]
+
+
+def test_a_failure_of_another_process_just_before_the_claim_is_kept() -> None:
+    class Late(MemoryStore):
+        def claim(self, cell_id: str) -> bool:
+            self.append(Failed(id=cell_id, cell=make_cell(), error="E", message="no"))
+            return super().claim(cell_id)
+
+    events: list[Event] = []
+    outcome = run([make_cell()], execute, Late(), watch=events.append)
+    assert set(outcome.failed) == {make_cell().id}
+    assert [event.kind for event in events] == ["kept"]
+
+
+def test_errors_that_are_no_text_are_recorded(tmp_path: Path) -> None:
+    def fails(cell: Cell) -> CellResult:
+        raise OSError("no file \udcff")
+
+    run([make_cell()], fails, JournalStore(tmp_path))
+    assert JournalStore(tmp_path).failed()[make_cell().id].message == "no file \\udcff"
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_interrupt_ends_the_run_and_frees_the_cells(size: int) -> None:
     store = MemoryStore()
 
-    def interrupted(cell: Cell) -> CellResult:
+    def interrupted(*arguments: object) -> CellResult:
         raise KeyboardInterrupt
 
+    cells = [make_cell(seed) for seed in range(2)]
+    together = Together(size, lambda cell: 0, lambda cells, told: interrupted() and None)
     with pytest.raises(KeyboardInterrupt):
-        run([make_cell()], interrupted, store)
-    assert store.claim(make_cell().id)
+        run(cells, interrupted, store, together=together)
+    assert all(store.claim(cell.id) for cell in cells)
     assert not store.records()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from tests.study.fake import execute
 
 from deltatune.core.errors import DataError, StateError
 from deltatune.study.cell import Cell
-from deltatune.study.store import Done, Failed, JournalStore, MemoryStore, Note, Store
+from deltatune.study.store import Done, Failed, JournalStore, MemoryStore, Note, Store, open_study
 
 
 def make_cell(seed: int = 0) -> Cell:
@@ -60,6 +61,14 @@ def test_the_last_word_counts(open_store: Callable[[], Store]) -> None:
     assert list(store.done()) == [make_cell(0).id]
     assert list(store.failed()) == [make_cell(1).id]
     assert store.note("n") == {"a": 2} and store.note("m") is None
+    store.append(failed(2))
+    again = failed(1)
+    store.append(again)
+    store.append(failed(0))
+    assert list(store.recorded()) == [make_cell(seed).id for seed in (0, 2, 1)]
+    assert store.recorded()[make_cell(1).id] == store.failed()[make_cell(1).id] == again
+    assert store.recorded()[make_cell(0).id] == store.done()[make_cell(0).id], "it stays done"
+    assert open_store().recorded() == store.recorded()
 
 
 def test_a_cell_is_claimed_once(open_store: Callable[[], Store]) -> None:
@@ -68,10 +77,14 @@ def test_a_cell_is_claimed_once(open_store: Callable[[], Store]) -> None:
     assert not one.claim("c")
     assert not other.claim("c")
     assert other.claim("d")
+    here = f"{socket.gethostname()}:{os.getpid()}"
+    assert one.claimed() == other.claimed() == {"c": here, "d": here}
     one.release("c")
+    assert one.claimed() == {"d": here}
     assert other.claim("c")
     other.release("c")
     other.release("d")
+    assert not one.claimed()
 
 
 def test_an_open_store_sees_what_others_append(tmp_path: Path) -> None:
@@ -84,7 +97,7 @@ def test_an_open_store_sees_what_others_append(tmp_path: Path) -> None:
     assert len(one.records()) == 3
 
 
-@settings(max_examples=30, deadline=None)  # every example syncs a disk
+@settings(max_examples=30, deadline=None)  # a busy disk takes its time
 @given(st.data())
 def test_a_torn_last_line_is_left_out_and_mended(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -127,6 +140,14 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None
         JournalStore(tmp_path / "file")
 
 
+def test_only_a_study_that_was_begun_is_opened(tmp_path: Path) -> None:
+    JournalStore(tmp_path).append(done(0))
+    assert len(open_study(tmp_path).done()) == 1
+    with pytest.raises(StateError, match=r"There is no study in .*none. Begin one"):
+        open_study(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = JournalStore(tmp_path)
     store.append(done(0))
@@ -139,6 +160,20 @@ def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(StateError, match="No space left on device"):
         store.append(done(1))
     assert store.path.read_bytes() == before
+
+
+def test_a_claim_that_cannot_be_written_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: object, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    store = JournalStore(tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(StateError, match="claim a cell"):
+        patched.setattr("deltatune.study.store._write_all", full)
+        store.claim("c")
+    assert not store.claimed() and store.claim("c")
+    store.release("c")
 
 
 WRITER = """

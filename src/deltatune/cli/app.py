@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from deltatune import __version__
+from deltatune.cli import study
 from deltatune.cli.compare import compare
 from deltatune.cli.doctor import doctor
 from deltatune.cli.evaluate import evaluate
@@ -16,7 +17,7 @@ from deltatune.cli.plan import plan
 from deltatune.cli.tasks import tasks
 from deltatune.cli.train import train
 
-__all__ = ["COMMANDS", "build"]
+__all__ = ["COMMANDS", "GROUPS", "build"]
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
@@ -27,6 +28,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tasks": tasks,
     "doctor": doctor,
 }
+# Commands that have commands of their own.
+GROUPS: dict[str, Callable[[], typer.Typer]] = {"study": study.build}
 
 
 def _show_version(wanted: bool) -> None:
@@ -56,4 +59,6 @@ def build() -> typer.Typer:
     )
     for name, command in COMMANDS.items():
         app.command(name)(command)
+    for name, group in GROUPS.items():
+        app.add_typer(group(), name=name)
     return app

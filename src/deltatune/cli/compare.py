@@ -21,6 +21,7 @@ from deltatune.cli.options import (
     Out,
     Protocol,
     Rates,
+    Retry,
     Rows,
     Seeds,
     Set,
@@ -74,6 +75,7 @@ def compare(
     report: Annotated[
         bool, typer.Option("--report", help="Only make the report of --out again.")
     ] = False,
+    retry: Retry = False,
     config: Config = None,
     changes: Set = None,
     as_json: Json = False,
@@ -82,7 +84,8 @@ def compare(
     """Compare methods on tasks: a table, and a report.
 
     Each method is trained and scored on each task, with its learning rate chosen on validation
-    rows. The same command goes on where it stopped; several processes may share a folder.
+    rows. The same command goes on where it stopped; several processes may share a folder. A cell
+    that failed stays failed unless --retry is given.
     """
     needed = ("out",) if report else ("backbone", "tasks", "methods", "out")
     values = gather(config, changes, requested(context), needed=needed)
@@ -107,11 +110,15 @@ def compare(
                 data=source,
                 together=together,
                 trunk_cache=cache,
+                retry=retry,
                 watch=watch,
             )
     _show(summary, folder, as_json)
     if summary.failures:
-        warn(f"deltatune: {len(summary.failures)} cells failed; see the end of the report.")
+        warn(
+            f"deltatune: {len(summary.failures)} cells failed; see the end of the report."
+            " --retry tries them again."
+        )
         raise typer.Exit(1)
 
 
@@ -152,13 +159,10 @@ def _listed(value: Any, split: Any) -> tuple[str, ...]:
 
 
 def _stored(folder: Path) -> Summary:
-    from deltatune.core.errors import StateError
-    from deltatune.study.store import JournalStore
+    from deltatune.study.store import open_study
     from deltatune.study.summary import summarise
 
-    if not (folder / "journal.jsonl").exists():
-        raise StateError(f"There is no study in {folder}. Run one first, without --report.")
-    return summarise(JournalStore(folder))
+    return summarise(open_study(folder))
 
 
 def _show(summary: Summary, folder: Path, as_json: bool) -> None:

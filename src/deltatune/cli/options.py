@@ -82,6 +82,10 @@ Slots: TypeAlias = Annotated[
 Out: TypeAlias = Annotated[
     Path | None, typer.Option(help="Folder of the study: journal, deltas, report.html.")
 ]
+Retry: TypeAlias = Annotated[
+    bool, typer.Option("--retry", help="Try cells again that failed before.")
+]
+Study: TypeAlias = Annotated[Path, typer.Argument(help="Folder of a study.", metavar="FOLDER")]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 DryRun: TypeAlias = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done; do nothing.")
@@ -144,7 +148,7 @@ def requested(context: typer.Context, but: str = "") -> dict[str, Any]:
         context: of the call. Options that say how to call, not what is asked, are left out.
         but: an argument of the command that is no part of the request either.
     """
-    left_out = {"config", "changes", "as_json", "dry_run", "report", but}
+    left_out = {"config", "changes", "as_json", "dry_run", "report", "retry", but}
     return {key: value for key, value in context.params.items() if key not in left_out}
 
 

@@ -25,6 +25,8 @@ def describe(event: Event) -> str:
         return f"{where}: {score}, {result.total_seconds:.1f} s"
     if event.kind == "failed":
         return f"{where}: FAILED, {event.error}"
+    if event.kind == "kept" and event.error is not None:
+        return f"{where}: failed before, {event.error}"
     if event.kind == "elsewhere":
         return f"{where}: another process has it"
     return ""

@@ -133,6 +133,7 @@ def run_comparison(
     name: str = NOTE,
     describe: Describe = lambda backbone, task, protocol: {},
     together: Together | None = None,
+    retry: bool = False,
     watch: Watch | None = None,
 ) -> Outcome:
     """Runs a comparison, or what is left of it.
@@ -148,14 +149,17 @@ def run_comparison(
         name: of the note in which the store keeps what was compared.
         describe: (backbone, task, protocol) -> further fields of a cell, `revision` and `data`.
         together: runs several cells at once; None: each is run by itself.
+        retry: whether cells that failed before this call are tried again.
         watch: told of every cell.
 
     Returns:
         The results of the final cells.
     """
+    # A cell of the search is a final one too: what fails again there has been tried again.
+    again = store.failed() if retry else {}
 
     def carry_out(cells: Iterable[Cell]) -> Outcome:
-        return run(cells, execute, store, together=together, watch=watch)
+        return run(cells, execute, store, together=together, retry=again, watch=watch)
 
     search = _Search(comparison, carry_out, store, name, describe)
     if len(comparison.grid.values) > 1:

@@ -79,6 +79,7 @@ def run_study(
     *,
     describe: Describe = lambda backbone, task, protocol: {},
     together: Together | None = None,
+    retry: bool = False,
     watch: Watch | None = None,
 ) -> dict[str, Outcome]:
     """Runs what is left of a study, one comparison after the other; see `run_comparison`.
@@ -103,6 +104,7 @@ def run_study(
             name=_note(name),
             describe=describe,
             together=together,
+            retry=retry,
             watch=watch,
         )
         for name, comparison in study.parts.items()

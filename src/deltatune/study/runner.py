@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from deltatune.core.errors import DeltatuneError
 from deltatune.study.cell import Cell, CellResult
 from deltatune.study.store import Done, Failed, Store
 
@@ -22,12 +21,13 @@ class Event:
     """Something that happened to a cell.
 
     Attributes:
-        kind: "kept" (done before), "begun", "done", "failed" or "elsewhere" (in another process).
+        kind: "kept" (done or failed before, and not run now), "begun", "done", "failed" or
+            "elsewhere" (in another process).
         cell: the cell.
         finished: cells of this call that are done or failed by now.
         total: cells of this call.
-        result: of a cell that is kept or done.
-        error: of a cell that failed, one line.
+        result: of a cell that is done, now or before.
+        error: of a cell that failed, now or before: its class and message.
     """
 
     kind: Literal["kept", "begun", "done", "failed", "elsewhere"]
@@ -43,7 +43,12 @@ Watch: TypeAlias = Callable[[Event], None]
 
 @dataclass
 class Outcome:
-    """What became of the cells: id -> result, and id -> record of the error."""
+    """What became of the cells, in this call or before it.
+
+    Attributes:
+        done: id -> result.
+        failed: id -> record of the error.
+    """
 
     done: dict[str, CellResult] = field(default_factory=dict)
     failed: dict[str, Failed] = field(default_factory=dict)
@@ -70,25 +75,30 @@ def run(
     store: Store,
     *,
     together: Together | None = None,
+    retry: bool | Mapping[str, Failed] = False,
     watch: Watch | None = None,
     patience: float = 1.0,
 ) -> Outcome:
     """Runs each cell once and returns the results of all, also of those done before or by others.
 
-    An error ends its cell, is recorded, and the other cells go on. A cell that failed in an earlier
-    call is tried again. Cells that other processes are working on are waited for at the end; if
-    such a process dies, its cell is taken over.
+    An error ends its cell, is recorded, and the other cells go on. It is a result like any other:
+    the cell is not run again unless that is asked for. What is interrupted (KeyboardInterrupt, a
+    kill) has not failed: nothing is recorded. Cells that other processes are working on are waited
+    for at the end; if such a process dies, its cell is taken over.
 
     Args:
         cells: to run; equal cells count once.
         execute: runs one cell.
         store: where results are looked up and recorded.
         together: runs several at once; None: each is run by itself.
+        retry: whether cells that failed before this call are tried again, once; or, of several
+            calls that are one piece of work, id -> the failure that stood before the first of them.
         watch: told of everything that happens.
         patience: seconds between looks at cells that other processes are working on.
     """
     report = _Reporter(0, watch or (lambda event: None))
-    work = _Work(execute, store, together, report, store.failed())
+    again = (store.failed() if retry else {}) if isinstance(retry, bool) else retry
+    work = _Work(execute, store, together, report, again)
     work.waiting = {cell.id: cell for cell in cells}
     report.total = len(work.waiting)
     while work.waiting:
@@ -123,7 +133,7 @@ class _Work:
     store: Store
     together: Together | None
     report: _Reporter
-    failed_before: dict[str, Failed]
+    again: Mapping[str, Failed]
     waiting: dict[str, Cell] = field(default_factory=dict)
     outcome: Outcome = field(default_factory=Outcome)
     elsewhere: set[str] = field(default_factory=set)
@@ -141,8 +151,9 @@ class _Work:
                 self.elsewhere.add(cell.id)
                 continue
             progress = True
-            group = [cell, *self._companions(cell)]
+            group = [cell]
             try:
+                group.extend(self._companions(cell))
                 self._run_claimed(group)
             finally:
                 for one in group:
@@ -151,23 +162,22 @@ class _Work:
         return progress
 
     def _open(self, cell: Cell) -> bool:
-        """Whether nobody has run a cell that is left; if someone has, it is left no longer.
+        """Whether a cell is left to run; if nobody needs to run it, it is left no longer.
 
         The store is read again before each cell: with several processes it changes all the time.
         """
         if cell.id not in self.waiting:
             return False
-        done = self.store.done().get(cell.id)
-        failed = self.store.failed().get(cell.id)
-        if done is not None:
-            self._keep(self.waiting.pop(cell.id), done.result)
-        elif failed is not None and failed != self.failed_before.get(cell.id):
-            self.outcome.failed[cell.id] = failed
-            message = f"{failed.error}: {failed.message}"
-            self.report("failed", self.waiting.pop(cell.id), error=message)
-        else:
+        known = self._known(cell)
+        if known is None:
             return True
+        self._keep(self.waiting.pop(cell.id), known)
         return False
+
+    def _known(self, cell: Cell) -> Done | Failed | None:
+        """What became of a cell; None if it is to be run."""
+        known = self.store.recorded().get(cell.id)
+        return None if known == self.again.get(cell.id) else known
 
     def _companions(self, cell: Cell) -> Iterator[Cell]:
         """Claims further cells that can be run together with one."""
@@ -185,27 +195,41 @@ class _Work:
 
     def _run_claimed(self, group: Sequence[Cell]) -> None:
         """Runs cells that this process has claimed and records what became of them."""
-        done = self.store.done()  # by another process, just before the claim
-        open_cells = [cell for cell in group if cell.id not in done]
+        open_cells = []
         for cell in group:
-            if cell.id in done:
-                self._keep(cell, done[cell.id].result)
-            else:
+            known = self._known(cell)  # another process may have ended it just before the claim
+            if known is None:
+                open_cells.append(cell)
                 self.report("begun", cell)
+            else:
+                self._keep(cell, known)
+        if len(open_cells) > 1:
+            self._run_together(open_cells)
+        elif open_cells:
+            self._record(open_cells[0], self._result(open_cells[0]))
+
+    def _result(self, cell: Cell) -> CellResult | Exception:
         try:
-            if len(open_cells) > 1:
-                assert self.together is not None
-                self.together.execute(open_cells, self._record)
-            elif open_cells:
-                self._record(open_cells[0], self.execute(open_cells[0]))
+            return self.execute(cell)
         except Exception as error:
-            for cell in open_cells:
+            return error
+
+    def _run_together(self, cells: Sequence[Cell]) -> None:
+        assert self.together is not None
+        try:
+            self.together.execute(cells, self._record)
+        except Exception as error:
+            for cell in cells:
                 if cell.id not in self.outcome.done and cell.id not in self.outcome.failed:
                     self._record(cell, error)
 
-    def _keep(self, cell: Cell, result: CellResult) -> None:
-        self.outcome.done[cell.id] = result
-        self.report("kept", cell, result)
+    def _keep(self, cell: Cell, known: Done | Failed) -> None:
+        if isinstance(known, Done):
+            self.outcome.done[cell.id] = known.result
+            self.report("kept", cell, known.result)
+        else:
+            self.outcome.failed[cell.id] = known
+            self.report("kept", cell, error=_in_short(known))
 
     def _record(self, cell: Cell, found: CellResult | Exception) -> None:
         if isinstance(found, CellResult):
@@ -213,11 +237,22 @@ class _Work:
             self.outcome.done[cell.id] = found
             self.report("done", cell, found)
             return
-        known = isinstance(found, DeltatuneError)
-        trace = "" if known else "".join(traceback.format_exception(found))
         record = Failed(
-            id=cell.id, cell=cell, error=type(found).__name__, message=str(found), trace=trace
+            id=cell.id,
+            cell=cell,
+            error=type(found).__name__,
+            message=_writable(str(found)),
+            trace=_writable("".join(traceback.format_exception(found))),
         )
         self.store.append(record)
         self.outcome.failed[cell.id] = record
-        self.report("failed", cell, error=f"{record.error}: {record.message}")
+        self.report("failed", cell, error=_in_short(record))
+
+
+def _writable(text: str) -> str:
+    """Names of files may hold bytes that are no text, and errors quote them."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _in_short(record: Failed) -> str:
+    return f"{record.error}: {record.message}"

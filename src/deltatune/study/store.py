@@ -14,10 +14,11 @@ from __future__ import annotations
 import abc
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -25,7 +26,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from deltatune.core.errors import DataError, StateError, UnsupportedError
 from deltatune.study.cell import Cell, CellResult, Strict
 
-__all__ = ["Done", "Failed", "JournalStore", "MemoryStore", "Note", "Record", "Store"]
+__all__ = ["Done", "Failed", "JournalStore", "MemoryStore", "Note", "Record", "Store", "open_study"]
 
 
 def _now() -> str:
@@ -54,7 +55,13 @@ class Done(_Entry):
 
 
 class Failed(_Entry):
-    """A cell that ended with an error. It is run again when the study is."""
+    """A cell that ended with an error. That is its outcome, until it is tried again on request.
+
+    Attributes:
+        error: the class of the error.
+        message: what it said.
+        trace: the traceback, as Python prints it.
+    """
 
     kind: Literal["failed"] = "failed"
     id: str
@@ -93,6 +100,14 @@ class Store(abc.ABC):
         """Returns all records. Raises DataError if the store is damaged."""
 
     @abc.abstractmethod
+    def recorded(self) -> Mapping[str, Done | Failed]:
+        """Returns id -> what became of each cell, in the order in which it did: its `Done`, or the
+        last `Failed` of one that was never done.
+
+        It is a view, which later calls may change. Raises DataError if the store is damaged.
+        """
+
+    @abc.abstractmethod
     def claim(self, cell_id: str) -> bool:
         """Takes a cell for the caller; False if someone else has it.
 
@@ -103,19 +118,17 @@ class Store(abc.ABC):
     def release(self, cell_id: str) -> None:
         """Gives a claimed cell back."""
 
+    @abc.abstractmethod
+    def claimed(self) -> dict[str, str]:
+        """Returns id -> "host:process" of the cells that someone is working on at this moment."""
+
     def done(self) -> dict[str, Done]:
         """Returns id -> record of the cells that are done, in the order in which they were done."""
-        return {record.id: record for record in self.records() if isinstance(record, Done)}
+        return {key: found for key, found in self.recorded().items() if isinstance(found, Done)}
 
     def failed(self) -> dict[str, Failed]:
         """Returns id -> last record of the cells that failed and were not done since."""
-        found: dict[str, Failed] = {}
-        for record in self.records():
-            if isinstance(record, Failed):
-                found[record.id] = record
-            elif isinstance(record, Done):
-                found.pop(record.id, None)
-        return found
+        return {key: found for key, found in self.recorded().items() if isinstance(found, Failed)}
 
     def note(self, name: str) -> dict[str, Any] | None:
         """Returns the last note of that name, None if there is none."""
@@ -123,20 +136,46 @@ class Store(abc.ABC):
         return values[-1] if values else None
 
 
+class _Replay:
+    """Records in their order, and what they say of each cell so far.
+
+    It is kept as records come: a run asks before each cell, and looking through thousands of
+    records each time would take seconds.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[Done | Failed | Note] = []
+        self._cells: dict[str, Done | Failed] = {}
+        self.cells = MappingProxyType(self._cells)
+
+    def add(self, record: Done | Failed | Note) -> None:
+        self.records.append(record)
+        if isinstance(record, Note):
+            return
+        known = self._cells.get(record.id)
+        if isinstance(record, Done) or not isinstance(known, Done):
+            self._cells.pop(record.id, None)  # the last word stands last
+            self._cells[record.id] = record
+
+
 class MemoryStore(Store):
     """A store that ends with its process."""
 
     def __init__(self) -> None:
-        self._records: list[Done | Failed | Note] = []
+        self._replay = _Replay()
         self._claimed: set[str] = set()
 
     def append(self, record: Done | Failed | Note) -> None:
         """See `Store.append`."""
-        self._records.append(record)
+        self._replay.add(record)
 
     def records(self) -> Sequence[Done | Failed | Note]:
         """See `Store.records`."""
-        return tuple(self._records)
+        return tuple(self._replay.records)
+
+    def recorded(self) -> Mapping[str, Done | Failed]:
+        """See `Store.recorded`."""
+        return self._replay.cells
 
     def claim(self, cell_id: str) -> bool:
         """See `Store.claim`."""
@@ -147,6 +186,10 @@ class MemoryStore(Store):
     def release(self, cell_id: str) -> None:
         """See `Store.release`."""
         self._claimed.discard(cell_id)
+
+    def claimed(self) -> dict[str, str]:
+        """See `Store.claimed`."""
+        return dict.fromkeys(sorted(self._claimed), _writer())
 
 
 class JournalStore(Store):
@@ -164,8 +207,7 @@ class JournalStore(Store):
         self.folder = Path(folder)
         self.path = self.folder / "journal.jsonl"
         self._held: dict[str, IO[bytes]] = {}
-        # Reading a journal of thousands of cells again and again would take seconds each time.
-        self._seen: list[Done | Failed | Note] = []
+        self._replay = _Replay()
         self._read_until = 0
         with self._explained("make the folder"):
             (self.folder / "claims").mkdir(parents=True, exist_ok=True)
@@ -186,26 +228,29 @@ class JournalStore(Store):
 
     def records(self) -> Sequence[Done | Failed | Note]:
         """See `Store.records`."""
-        if not self.path.exists():
-            return ()
-        with self._explained("read the journal"), open(self.path, "rb") as file:
-            file.seek(self._read_until)
-            fresh = file.read()
-        whole = fresh[: fresh.rfind(b"\n") + 1]
-        for line in whole.splitlines():
-            self._seen.append(self._parsed(line, len(self._seen) + 1))
-        self._read_until += len(whole)
-        return tuple(self._seen)
+        self._read_on()
+        return tuple(self._replay.records)
+
+    def recorded(self) -> Mapping[str, Done | Failed]:
+        """See `Store.recorded`."""
+        self._read_on()
+        return self._replay.cells
 
     def claim(self, cell_id: str) -> bool:
         """See `Store.claim`."""
         if cell_id in self._held:
             return False
         with self._explained("claim a cell"):
-            file = open(self._claim_path(cell_id), "a+b")  # noqa: SIM115  (held until release)
-        if not _lock(file, wait=False):
-            file.close()
-            return False
+            file = open(self._claim_path(cell_id), "a+b", buffering=0)  # noqa: SIM115  (held)
+            try:
+                if not _lock(file, wait=False):
+                    file.close()
+                    return False
+                file.truncate(0)
+                _write_all(file, _writer().encode())
+            except BaseException:
+                file.close()
+                raise
         self._held[cell_id] = file
         return True
 
@@ -213,6 +258,32 @@ class JournalStore(Store):
         """See `Store.release`."""
         # The file stays: removing it while another process opens it would let two hold the lock.
         self._held.pop(cell_id).close()
+
+    def claimed(self) -> dict[str, str]:
+        """See `Store.claimed`.
+
+        Each claim is tried for an instant. Who wants the cell in just that instant is told that it
+        is taken, and asks again.
+        """
+        found = {}
+        with self._explained("read the claims"):
+            for path in sorted((self.folder / "claims").glob("*.lock")):
+                with open(path, "rb") as file:
+                    if not _lock(file, wait=False, shared=True):
+                        found[path.stem] = file.read().decode()
+        return found
+
+    def _read_on(self) -> None:
+        """Reads the lines that were written since the last look."""
+        if not self.path.exists():
+            return
+        with self._explained("read the journal"), open(self.path, "rb") as file:
+            file.seek(self._read_until)
+            fresh = file.read()
+        whole = fresh[: fresh.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            self._replay.add(self._parsed(line, len(self._replay.records) + 1))
+        self._read_until += len(whole)
 
     def _claim_path(self, cell_id: str) -> Path:
         return self.folder / "claims" / f"{cell_id}.lock"
@@ -239,8 +310,17 @@ class JournalStore(Store):
             ) from error
 
 
-def _lock(file: IO[bytes], *, wait: bool) -> bool:
-    """Locks the file for this process until it is closed; False if that would mean waiting."""
+def open_study(folder: str | os.PathLike[str]) -> JournalStore:
+    """Returns the store of a study that was begun before. Raises StateError if there is none."""
+    if not (Path(folder) / "journal.jsonl").exists():
+        raise StateError(
+            f"There is no study in {folder}. Begin one: deltatune compare ... --out {folder}."
+        )
+    return JournalStore(folder)
+
+
+def _lock(file: IO[bytes], *, wait: bool, shared: bool = False) -> bool:
+    """Locks the file until it is closed; False if that would mean waiting."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system
@@ -248,7 +328,8 @@ def _lock(file: IO[bytes], *, wait: bool) -> bool:
             "A study's folder needs POSIX file locks, which this system does not have."
         ) from None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     return True

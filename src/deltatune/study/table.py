@@ -8,7 +8,8 @@ rows of text and Markdown. Scores are times 100, with the sample standard deviat
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from rich import box
 from rich.console import RenderableType
@@ -20,16 +21,17 @@ from deltatune.study.summary import Row, Spread, Summary
 
 __all__ = [
     "COSTS",
+    "Entry",
+    "Layout",
     "as_data",
     "as_markdown",
     "as_tables",
     "best_places",
+    "layout",
     "percent",
     "remarks",
     "score",
 ]
-
-T = TypeVar("T")
 
 RATIO = "Ratio of tunable parameters"
 MANY_ARMS = 12  # more do not stand beside each other on a page
@@ -74,7 +76,8 @@ def as_markdown(summary: Summary) -> str:
     """Returns the tables and what must be said beside them in Markdown."""
     parts = []
     for backbone in summary.comparison.backbones:
-        header, *body = _turned(summary, backbone, _lines(summary, backbone))
+        placed = layout(summary, backbone).lines
+        header, *body = [[entry.text for entry in line] for line in placed]
         lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
         parts.append("\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines))
     notes = "\n".join(f"- {remark}" for remark in remarks(summary))
@@ -162,36 +165,68 @@ def _lines(summary: Summary, backbone: str) -> list[list[str]]:
     return lines
 
 
-def _turned(summary: Summary, backbone: str, lines: list[list[T]]) -> list[list[T]]:
-    """The lines of a table, or its columns where it has many arms."""
-    wide = len(summary.arms(backbone)) > max(MANY_ARMS, len(lines))
-    return [list(column) for column in zip(*lines, strict=True)] if wide else lines
+@dataclass(frozen=True)
+class Entry:
+    """One place of a table.
+
+    Attributes:
+        text: what stands there.
+        best: whether it is the highest score of its row.
+        kind: what its row is: "head", "ratio", "task" or "average".
+    """
+
+    text: str
+    best: bool
+    kind: Literal["head", "ratio", "task", "average"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table as it is set.
+
+    Attributes:
+        lines: the header, then the others; arms are columns, or lines where there are many.
+        ends: numbers of the lines below which a rule stands, besides the header's.
+    """
+
+    lines: tuple[tuple[Entry, ...], ...]
+    ends: frozenset[int]
+
+
+def layout(summary: Summary, backbone: str) -> Layout:
+    """Sets the table of one backbone."""
+    texts, rows = _lines(summary, backbone), summary.rows(backbone)
+    arms = len(summary.arms(backbone))
+    lines = [[Entry(text, False, "head") for text in texts[0]]]
+    lines.append([Entry(text, False, "ratio") for text in texts[1]])
+    ends = {1}
+    for number, (row, line) in enumerate(zip(rows, texts[2:], strict=True), 2):
+        best = {place + len(line) - arms for place in best_places(row)}
+        kind: Literal["task", "average"] = "task" if row.kind == "task" else "average"
+        lines.append([Entry(text, place in best, kind) for place, text in enumerate(line)])
+        if row is rows[-1] or rows[number - 1].category != row.category:
+            ends.add(number)
+    if arms > max(MANY_ARMS, len(lines)):
+        # Arms are lines now, behind those of metrics and commonest labels.
+        ends = {len(lines[0]) - arms - 1}
+        lines = [list(column) for column in zip(*lines, strict=True)]
+    return Layout(tuple(map(tuple, lines)), frozenset(ends))
+
+
+_STYLES = {"head": "", "ratio": "cyan", "task": "", "average": "italic "}
 
 
 def _terminal_table(summary: Summary, backbone: str) -> Table:
-    lines, rows = _lines(summary, backbone), summary.rows(backbone)
-    arms = len(summary.arms(backbone))
-    styled = [[Text(text, style="cyan" if n == 1 else "") for text in lines[n]] for n in (0, 1)]
-    ends = {1}
-    for number, (row, line) in enumerate(zip(rows, lines[2:], strict=True)):
-        best = {place + len(line) - arms for place in best_places(row)}
-        style = "italic" if row.kind != "task" else ""
-        styled.append(
-            [
-                Text(text, style=f"{style} bold" if place in best else style)
-                for place, text in enumerate(line)
-            ]
-        )
-        if number + 1 == len(rows) or rows[number + 1].category != row.category:
-            ends.add(number + 2)
+    placed = layout(summary, backbone)
+    header, *body = [
+        [Text(e.text, style=(_STYLES[e.kind] + ("bold" if e.best else "")).strip()) for e in line]
+        for line in placed.lines
+    ]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    header, *body = _turned(summary, backbone, styled)
-    if len(body) + 1 != len(styled):  # arms are rows now, behind metrics and commonest labels
-        ends = {len(lines[0]) - arms - 1}
     for number, title in enumerate(header):
         table.add_column(title, justify="right" if number else "left")
     for number, texts in enumerate(body, 1):
-        table.add_row(*texts, end_section=number in ends)
+        table.add_row(*texts, end_section=number in placed.ends)
     return table
 
 

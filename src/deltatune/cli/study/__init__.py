@@ -1,0 +1,29 @@
+"""`deltatune study`: what there is to do with the folder of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import typer
+
+from deltatune.cli.study.export import export
+from deltatune.cli.study.query import query
+from deltatune.cli.study.status import status
+
+__all__ = ["COMMANDS", "build"]
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "status": status,
+    "query": query,
+    "export": export,
+}
+
+
+def build() -> typer.Typer:
+    """Returns the commands of `deltatune study`."""
+    app = typer.Typer(
+        help="Look into the folder of a study.", no_args_is_help=True, rich_markup_mode=None
+    )
+    for name, command in COMMANDS.items():
+        app.command(name)(command)
+    return app

@@ -1,0 +1,137 @@
+"""`deltatune study`: what is printed of a folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.study.fake import TASKS
+from tests.study.test_comparison import compare
+
+from deltatune.study.cell import Cell, CellResult
+from deltatune.study.export import export
+from deltatune.study.select import Grid
+from deltatune.study.store import JournalStore
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A study of which all cells of prompt tuning failed."""
+    path = tmp_path_factory.mktemp("study")
+    grid = Grid(values=(0.5,), relative=False)
+    compare(JournalStore(path), methods=("bitfit", "prompt"), grid=grid, seeds=1)
+    return str(path)
+
+
+def test_status_counts_and_names_what_failed(call: Call, folder: str) -> None:
+    code, out, err = call("study", "status", folder)
+    assert code == 0, err
+    lines = [line.split(maxsplit=1) for line in out.splitlines()]
+    assert lines[:5] == [
+        ["planned", "10"],
+        ["done", "5"],
+        ["failed", "5"],
+        ["running", "0"],
+        ["waiting", "0"],
+    ]
+    assert (
+        "failed     t5-mini, prompt, emotion, seed 0, learning rate 0.5: TrainingError: The" in out
+    )
+    assert "left" not in out and "Traceback" not in out
+    assert call("study", "status", folder, "--traces")[1].count("Traceback") == 5
+
+
+def test_status_of_a_study_at_work(call: Call, tmp_path: Path) -> None:
+    ran = 0
+
+    def stopped(cell: Cell) -> CellResult:
+        nonlocal ran
+        ran += 1
+        if ran > 2:
+            raise KeyboardInterrupt
+        return CellResult(metric="a", scores={"a": 1}, trainable=1, base=2, total_seconds=90)
+
+    store = JournalStore(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        compare(store, stopped, methods=("bitfit",), seeds=1)
+    store.claim("some cell")
+    _, out, _ = call("study", "status", str(tmp_path))
+    assert "running    1 (1 process)" in out and "waiting    13" in out
+    assert "time       90.0 s a cell" in out and "left       0:21:00 for 1 process" in out
+    found = json.loads(call("study", "status", str(tmp_path), "--json")[1])
+    store.release("some cell")
+    assert found["planned"] == 3 * len(TASKS) + 1 == 16 and found["seconds_left"] == 14 * 90
+    assert list(found["running"]) == ["some cell"]
+
+
+def test_machines_get_failures_with_traces_if_asked(call: Call, folder: str) -> None:
+    found = json.loads(call("study", "status", folder, "--json")[1])
+    assert found["failed"] == len(found["failures"]) == 5
+    assert set(found["failures"][0]) == {"id", "cell", "recorded", "error", "message"}
+    found = json.loads(call("study", "status", folder, "--json", "--traces")[1])
+    assert all("Traceback" in failure["trace"] for failure in found["failures"])
+
+
+def test_query_prints_a_table_json_or_csv(call: Call, folder: str) -> None:
+    sql = "select task, score, error from cells where task = 'emotion' order by error desc"
+    code, out, err = call("study", "query", folder, sql)
+    assert code == 0, err
+    head, *lines = (line.split() for line in out.splitlines())
+    assert head == ["task", "score", "error"]
+    assert sorted(lines, key=len)[1] == ["emotion", *sorted(lines, key=len)[1][1:]]
+    found = json.loads(call("study", "query", folder, sql, "--json")[1])
+    assert found["columns"] == head and len(found["rows"]) == 2
+    rows = list(csv.reader(io.StringIO(call("study", "query", folder, sql, "--csv")[1])))
+    assert rows[0] == head and {row[2] for row in rows[1:]} == {"", "TrainingError"}
+
+
+def test_texts_of_a_study_are_not_markup(call: Call, folder: str) -> None:
+    out = call("study", "query", folder, "select '[bold]x[/bold]' as \"[red]\"")[1]
+    assert "[red]" in out and "[bold]x[/bold]" in out
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "latex", "markdown"])
+def test_export_prints_or_writes(call: Call, folder: str, form: str, tmp_path: Path) -> None:
+    expected = export(JournalStore(folder), form).decode()
+    assert call("study", "export", folder, "--format", form)[:2] == (0, expected)
+    file = tmp_path / "file"
+    code, out, _ = call("study", "export", folder, "--format", form, "--out", str(file))
+    assert (code, out) == (0, f"written    {file}\n")
+    assert file.read_text(encoding="utf-8") == expected
+
+
+def test_parquet_is_a_file(call: Call, folder: str, tmp_path: Path) -> None:
+    file = str(tmp_path / "cells.parquet")
+    assert call("study", "export", folder, "--format", "parquet", "--out", file)[0] == 0
+    code, _, err = call("study", "export", folder, "--format", "parquet")
+    assert (code, err) == (2, "deltatune: Parquet is not text. Give --out FILE.\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("status", "nowhere"), "There is no study in nowhere"),
+        (("query", "{folder}", "select scor from cells"), "Did you mean 'score'"),
+        (("query", "{folder}", "select 1", "--json", "--csv"), "not both"),
+        (("export", "{folder}", "--format", "exel"), "There is no format 'exel'"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    words: tuple[str, ...], message: str, call: Call, folder: str
+) -> None:
+    code, out, err = call("study", *(word.format(folder=folder) for word in words))
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert message in err
+
+
+def test_looking_does_not_write(call: Call, folder: str) -> None:
+    before = {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    call("study", "status", folder)
+    call("study", "query", folder, "select 1")
+    assert before == {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
