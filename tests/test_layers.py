@@ -48,7 +48,7 @@ TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "evaluation": (frozenset({"core", "tasks", "backbones"}), ANY),
     "study": (
         frozenset({"core", "tasks", "training", "evaluation"}),
-        frozenset({"pydantic", "rich", "jinja2"}),
+        frozenset({"pydantic", "rich", "jinja2", "markupsafe", "matplotlib", "numpy"}),
     ),
     "execution": (
         frozenset({"backbones", "core", "evaluation", "methods", "study", "tasks", "training"}),
