@@ -48,7 +48,8 @@ TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "evaluation": (frozenset({"core", "tasks", "backbones"}), ANY),
     "study": (
         frozenset({"core", "tasks", "training", "evaluation"}),
-        frozenset({"pydantic", "rich", "jinja2", "numpy", "scipy", "duckdb", "pyarrow"}),
+        frozenset({"pydantic", "rich", "jinja2", "markupsafe", "matplotlib", "numpy", "scipy"})
+        | frozenset({"duckdb", "pyarrow"}),
     ),
     "execution": (
         frozenset({"backbones", "core", "evaluation", "methods", "study", "tasks", "training"}),

@@ -5,23 +5,24 @@ from __future__ import annotations
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 from tests.study.fake import TASKS, execute
+from tests.study.html import Page
 
 from deltatune.core.errors import ConfigurationError, StateError, TrainingError, UnknownNameError
 from deltatune.study.cell import Cell, CellResult
 from deltatune.study.comparison import Comparison, preset, run_comparison
-from deltatune.study.page import render_page, write_page
+from deltatune.study.page import render_page, sections, write_page
 from deltatune.study.runner import Event
+from deltatune.study.section import Lines, Scatter, Table
 from deltatune.study.select import Grid
 from deltatune.study.store import MemoryStore, Store
 from deltatune.study.summary import Summary, summarise
-from deltatune.study.table import as_data, as_markdown, as_tables, percent
+from deltatune.study.table import as_data, as_markdown, as_tables, percent, remarks
 
 GRID = Grid(values=(3e-4, 1e-3, 3e-3), relative=False)
 
@@ -241,46 +242,56 @@ def test_arms_that_do_not_beat_the_commonest_label_are_named() -> None:
         return result.model_copy(update={"scores": scores})
 
     summary = compare(MemoryStore(), hopeless, tasks=("glue_rte",))
-    assert "bitfit on glue_rte (10.00) does not beat the commonest label (53.00)." in as_markdown(
-        summary
-    )
-
-
-class Page(HTMLParser):
-    """Collects what a page refers to, its texts, and the tags left open."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.references: list[str] = []
-        self.tags: list[str] = []
-        self.open: list[str] = []
-        self.texts: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in ("meta", "input"):
-            self.open.append(tag)
-        self.references += [v or "" for name, v in attrs if name in ("src", "href")]
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
+    said = "bitfit on glue_rte (10.00) does not beat the commonest label (53.00)."
+    assert said in as_markdown(summary) and said in Page(render_page(summary)).texts
+    assert "1 score not above the commonest label" in render_page(summary)
 
 
 def test_the_page_is_self_contained_and_well_formed(summary: Summary) -> None:
     page = Page(render_page(summary))
-    assert not page.open and not page.references
-    assert "script" not in page.tags
-    assert page.tags.count("polyline") == 2 * 3 * len(TASKS) + 3, "two axes, then a grid an arm"
+    assert not page.open
+    assert all(reference.startswith(("#", "data:")) for reference in page.references)
+    # A heat map, two axes a task, three measures and four costs, the rates.
+    assert page.tags.count("svg") == 1 + 2 * len(TASKS) + 3 + 4 + 1
     text = " ".join(page.texts)
     assert "Convergence on t5-mini" in text and "0.38%" in text and "proxy" in text
     assert "nan" not in text and "None" not in text
+
+
+def test_the_page_shows_what_the_table_does(summary: Summary) -> None:
+    cells = [text for text, _ in Page(render_page(summary)).cells]
+    for line in as_markdown(summary).splitlines():
+        if line.startswith("|") and "---" not in line:
+            found = [cell.strip() for cell in line.strip("|").split("|")][3:]
+            assert all(cell in cells for cell in found), line
+
+
+def test_what_a_page_says_in_which_order(summary: Summary) -> None:
+    found = sections(summary)
+    assert [section.title for section in found] == [
+        "Scores on t5-mini",
+        "Convergence on t5-mini",
+        "Cost on t5-mini",
+        "Learning rates on t5-mini",
+        "To be read with the numbers",
+    ]
+    scores, curves, costs, rates, said = found
+    table = scores.parts[0]
+    assert isinstance(table, Table)
+    kinds = [row.kind for row in summary.rows("t5-mini")]
+    assert table.averages == {0, *(n for n, kind in enumerate(kinds, 1) if kind != "task")}
+    categories = ["Classification/sentiment analysis", "Classification/emotion"]
+    assert [row[1] for row in table.rows][1:3] == categories
+    (first, *_), (tried, lines) = curves.parts, rates.parts
+    assert isinstance(first, Lines) and len(first.series[0].band) == 10, "two seeds"
+    assert isinstance(tried, Table) and {row[3] for row in tried.rows} == {1e-3}
+    assert isinstance(lines, Lines) and [s.ringed for s in lines.series] == [frozenset([1])] * 3
+    clouds = [part for part in costs.parts if isinstance(part, Scatter)]
+    assert [cloud.x for cloud in clouds] == ["Training, s", "Peak memory, MiB", "Tuned parameters"]
+    overall = summary.rows("t5-mini")[-1].entries[1]
+    assert overall is not None
+    assert {(p.name, p.y) for p in clouds[2].places} >= {("lora(rank=4)", 100 * overall.mean)}
+    assert said.text == tuple(remarks(summary))
 
 
 def test_texts_in_the_page_are_escaped() -> None:
@@ -290,7 +301,7 @@ def test_texts_in_the_page_are_escaped() -> None:
         )
 
     page = Page(render_page(compare(MemoryStore(), hostile, tasks=("emotion",))))
-    assert not {"script", "img", "b"} & set(page.tags)
+    assert not {"img", "b"} & set(page.tags) and page.tags.count("script") == 1
     assert "<script>a</script>" in page.texts
 
 
@@ -308,7 +319,7 @@ def test_results_without_curves_or_labels_still_make_a_page() -> None:
 
     summary = compare(MemoryStore(), bare, grid=Grid(), seeds=1)
     page = Page(render_page(summary))
-    assert page.open == [] and "polyline" not in page.tags
+    assert page.open == []
     assert "the preset of each method" in page.texts
     assert any("was evaluated once" in text for text in page.texts)
 

@@ -10,9 +10,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from deltatune.core.errors import StateError, UnknownNameError, UnsupportedError
+from deltatune.core.errors import StateError, UnknownNameError
 from deltatune.study.flat import Value, flatten
 from deltatune.study.latex import as_latex
+from deltatune.study.libraries import library
 from deltatune.study.store import Store
 from deltatune.study.summary import summarise
 from deltatune.study.table import as_markdown

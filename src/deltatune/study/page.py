@@ -1,55 +1,85 @@
-"""The report of a comparison as one self-contained HTML page: no script, no file beside it."""
+"""The report of a comparison: what a summary says, as sections of a page."""
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from deltatune.core.errors import StateError
-from deltatune.study.cell import Arm, CellResult, Point
-from deltatune.study.figures import Panel, bars, colour, dash, dots, panel
+from deltatune.study.cell import CellResult, Point
+from deltatune.study.report import render, write
+from deltatune.study.section import (
+    Bars,
+    Column,
+    Figure,
+    HeatMap,
+    Lines,
+    Place,
+    Scatter,
+    Section,
+    Series,
+    Table,
+    Value,
+)
 from deltatune.study.summary import Row, Summary
-from deltatune.study.table import COSTS, best_places, percent, remarks
+from deltatune.study.table import RATIO, percent, remarks
 
-__all__ = ["render_page", "write_page"]
+__all__ = ["render_page", "sections", "write_page"]
+
+Parts = tuple[Table | Figure, ...]
+Measure = Callable[[CellResult], float | None]
+
+
+def _milliseconds(result: CellResult) -> float | None:
+    return 1000 * result.seconds / result.steps if result.steps else None
+
+
+def _megabytes(result: CellResult) -> float | None:
+    return None if result.memory is None else result.memory / 2**20
+
+
+# What an arm costs: its column, and how to measure it on a result.
+COSTS: tuple[tuple[Column, Measure], ...] = (
+    (Column("Time per step, ms", "number"), _milliseconds),
+    (Column("Training, s", "number"), lambda result: result.seconds),
+    (Column("Peak memory, MiB", "number"), _megabytes),
+    (Column("Tuned parameters", "count"), lambda result: float(result.trainable)),
+)
 
 
 def render_page(summary: Summary) -> str:
-    """Returns the page. All texts in it are escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folder = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined)
-    comparison = summary.comparison
-    return environment.get_template("page.html.j2").render(
-        title=f"{_count(comparison.methods, 'method')} on {_count(comparison.tasks, 'task')}",
-        subtitle=f"A comparison on {', '.join(comparison.backbones)}, made by deltatune.",
-        facts=_facts(summary),
-        parts=[_part(summary, backbone) for backbone in comparison.backbones],
-        remarks=remarks(summary),
-        colour=colour,
-        dash=dash,
-    )
+    """Returns the page. All texts in it are escaped. Raises UnsupportedError: no matplotlib."""
+    return render(*_heading(summary), _facts(summary), sections(summary))
 
 
 def write_page(summary: Summary, path: str | os.PathLike[str]) -> Path:
-    """Writes the page, whole or not at all. Raises StateError if it cannot be written."""
-    target = Path(path)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(render_page(summary), encoding="utf-8")
-        unfinished.replace(target)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise StateError(
-            f"Cannot write the report {target}: {error.strerror}. Give a folder that can be"
-            " written."
-        ) from error
-    return target
+    """Writes the page, whole or not at all.
+
+    Raises:
+        StateError: it cannot be written.
+        UnsupportedError: matplotlib is missing.
+    """
+    return write(path, *_heading(summary), _facts(summary), sections(summary))
+
+
+def sections(summary: Summary) -> list[Section]:
+    """Returns what a comparison says: for each backbone its scores, curves, costs and rates."""
+    found = []
+    for backbone in summary.comparison.backbones:
+        found += [_scores(summary, backbone), _convergence(summary, backbone)]
+        found += [_costs(summary, backbone), *_rates(summary, backbone)]
+    return [*found, Section("To be read with the numbers", text=tuple(remarks(summary)))]
+
+
+def _heading(summary: Summary) -> tuple[str, str]:
+    comparison = summary.comparison
+    title = (
+        f"{_count(len(comparison.methods), 'method')} on {_count(len(comparison.tasks), 'task')}"
+    )
+    return title, f"A comparison on {', '.join(comparison.backbones)}, made by deltatune."
 
 
 def _facts(summary: Summary) -> list[tuple[str, str]]:
@@ -73,8 +103,8 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
-def _count(names: Sequence[str], word: str) -> str:
-    return f"{len(names)} {word}{'' if len(names) == 1 else 's'}"
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _rates_in_words(summary: Summary) -> str:
@@ -90,116 +120,174 @@ def _rates_in_words(summary: Summary) -> str:
     return "the preset of each method" + ("" if grid.values == (1.0,) else f", {grid}")
 
 
-def _part(summary: Summary, backbone: str) -> dict[str, Any]:
-    """Returns what the template needs for one backbone."""
-    arms = summary.arms(backbone)
-    names = [str(arm) for arm in arms]
-    rows = summary.rows(backbone)
-    tasks = [row for row in rows if row.kind == "task"]
-    return {
-        "backbone": backbone,
-        "names": names,
-        "ratios": [percent(summary.mean(arm, lambda result: result.ratio)) for arm in arms],
-        "with_majority": any(row.majority is not None for row in rows),
-        "low": bool(summary.below_majority(backbone)),
-        "rows": _row_views(rows),
-        "dots": dots([(row.name, row.entries, row.majority) for row in tasks], names),
-        "evaluated_once": all(
-            len(result.curve) < 2 for arm in arms for result in summary.results(arm)
-        ),
-        "by_step": _convergence(summary, arms, "steps", lambda point: point.step),
-        "by_time": _convergence(summary, arms, "seconds", lambda point: point.seconds),
-        "costs": [
-            figure
-            for title, (measure, write) in COSTS.items()
-            if (figure := bars(title, {str(a): summary.mean(a, measure) for a in arms}, write))
-        ],
-        "rates": _rates(summary, backbone),
-    }
-
-
-def _row_views(rows: list[Row]) -> list[dict[str, Any]]:
-    views: list[dict[str, Any]] = []
-    category = None
+def _scores(summary: Summary, backbone: str) -> Section:
+    arms, rows = summary.arms(backbone), summary.rows(backbone)
+    with_majority = any(row.majority is not None for row in rows)
+    columns = [Column("Task"), Column("Category"), Column("Metric")]
+    columns += [Column("Commonest label", "number")] if with_majority else []
+    blanks: list[Value] = ["", "", *([None] if with_majority else [])]
+    ratios = [percent(summary.mean(arm, lambda result: result.ratio)) for arm in arms]
+    lines: list[tuple[Value, ...]] = [(RATIO, *blanks, *ratios)]
     for row in rows:
-        best = best_places(row)
-        entries = []
-        for place, entry in enumerate(row.entries):
-            low = entry is not None and row.majority is not None and entry.mean <= row.majority
-            style = f"{'best' if place in best else ''} {'low' if low else ''}".strip()
-            deviation = None if entry is None else entry.deviation
-            entries.append(
-                {
-                    "mean": "-" if entry is None else f"{100 * entry.mean:.2f}",
-                    "deviation": "" if deviation is None else f"{100 * deviation:.2f}",
-                    "style": style,
-                }
-            )
-        views.append(
-            {
-                "kind": row.kind,
-                "name": row.name,
-                "metric": row.metric,
-                "remark": row.remark,
-                "majority": "" if row.majority is None else f"{100 * row.majority:.2f}",
-                "entries": entries,
-                "opens": row.category if row.category != category else "",
-            }
-        )
-        category = row.category
-    return views
+        name = f"{row.name} ({row.remark})" if row.remark else row.name
+        majority = None if row.majority is None else 100 * row.majority
+        beside = [majority] if with_majority else []
+        lines.append((name, row.category, row.metric, *beside, *row.entries))
+    low = len(summary.below_majority(backbone))
+    note = "Test rows, times 100; the best of a row in bold."
+    if low:
+        note += f" {_count(low, 'score')} not above the commonest label: see the end."
+    table = Table(
+        "Scores by task",
+        (*columns, *(Column(str(arm), "score") for arm in arms)),
+        tuple(lines),
+        averages=frozenset([0, *(n for n, row in enumerate(rows, 1) if row.kind != "task")]),
+        note=note,
+    )
+    tasks = [row for row in rows if row.kind == "task"]
+    parts: Parts = (table, *_distances(tasks, [str(arm) for arm in arms]))
+    return Section(f"Scores on {backbone}", paper="Table 1", parts=parts)
 
 
-def _convergence(
-    summary: Summary, arms: tuple[Arm, ...], across: str, place: Callable[[Point], float]
-) -> list[Panel]:
-    numbers = {str(arm): number for number, arm in enumerate(arms)}
-    panels = [
-        panel(
-            task,
+def _distances(rows: Sequence[Row], names: Sequence[str]) -> list[HeatMap]:
+    """Returns how far each arm stays below the best of each task, where there is a choice."""
+    values = []
+    for row in rows:
+        means = [None if entry is None else entry.mean for entry in row.entries]
+        top = max((m for m in means if m is not None and math.isfinite(m)), default=math.nan)
+        values.append(tuple(None if m is None else round(100 * (m - top), 2) for m in means))
+    if len(names) < 2 or not any(v is not None and math.isfinite(v) for row in values for v in row):
+        return []
+    title = "Points below the best of each task"
+    return [HeatMap(title, tuple(row.name for row in rows), tuple(names), tuple(values))]
+
+
+def _convergence(summary: Summary, backbone: str) -> Section:
+    arms, title = summary.arms(backbone), f"Convergence on {backbone}"
+    if all(len(result.curve) < 2 for arm in arms for result in summary.results(arm)):
+        once = "Each run was evaluated once, at its end. With settings.evaluation_every curves"
+        return Section(title, text=(f"{once} stand here.",))
+    axes: dict[str, Callable[[Point], float]] = {
+        "steps": lambda point: point.step,
+        "seconds": lambda point: point.seconds,
+    }
+    figures = [
+        Lines(
+            f"{task}, by {across}",
             across,
-            {str(arm): _mean_curve(summary.results(arm, task), place) for arm in arms},
-            numbers=numbers,
+            "validation score",
+            tuple(_mean_curve(str(arm), summary.results(arm, task), place) for arm in arms),
         )
         for task in summary.comparison.tasks
+        for across, place in axes.items()
     ]
-    return [found for found in panels if found is not None]
+    text = "Score on the validation rows, times 100, mean over the seeds"
+    text += ", from the lowest to the highest of them." if summary.comparison.seeds > 1 else "."
+    return Section(title, text=(text,), parts=tuple(f for f in figures if _has_points(f)))
 
 
-def _mean_curve(
-    results: list[CellResult], place: Callable[[Point], float]
-) -> list[tuple[float, float]]:
-    """Returns (mean place, mean score) at each step at which every seed was evaluated."""
+def _has_points(figure: Lines) -> bool:
+    return any(series.points for series in figure.series)
+
+
+def _mean_curve(name: str, results: list[CellResult], place: Callable[[Point], float]) -> Series:
+    """Returns mean places and scores at each step at which every seed was evaluated."""
     by_step: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for result in results:
         for point in result.curve:
             if point.validation is not None:
-                by_step[point.step].append((place(point), point.validation))
-    return [
-        (statistics.fmean(x for x, _ in found), statistics.fmean(y for _, y in found))
-        for _, found in sorted(by_step.items())
-        if len(found) == len(results)
+                by_step[point.step].append((place(point), 100 * point.validation))
+    complete = [found for _, found in sorted(by_step.items()) if len(found) == len(results)]
+    points = [tuple(map(statistics.fmean, zip(*found, strict=True))) for found in complete]
+    scores = [[score for _, score in found] for found in complete]
+    return Series(
+        name,
+        tuple((x, y) for x, y in points),
+        band=tuple((min(s), max(s)) for s in scores) if len(results) > 1 else (),
+    )
+
+
+def _costs(summary: Summary, backbone: str) -> Section:
+    arms = summary.arms(backbone)
+    means = {arm: summary.average(arm, summary.comparison.tasks) for arm in arms}
+    costs = [
+        (column, {arm: summary.mean(arm, measure) for arm in arms}) for column, measure in COSTS
     ]
-
-
-def _rates(summary: Summary, backbone: str) -> list[Panel]:
-    numbers = {str(arm): number for number, arm in enumerate(summary.arms(backbone))}
-    panels = []
-    for group, choice in summary.choices.items():
-        if group.arm.backbone != backbone:
-            continue
-        name = str(group.arm)
-        where = f", {group.tasks[0]}" if len(group.tasks) < len(summary.comparison.tasks) else ""
-        edge = " (at the edge)" if choice.at_edge else ""
-        panels.append(
-            panel(
-                f"{name}{where}{edge}",
-                "learning rate",
-                {name: list(choice.means.items())},
-                numbers=numbers,
-                logarithmic=True,
-                rings={} if choice.rate is None else {name: choice.rate},
-                height=150,
-            )
+    measured = [(column, by_arm) for column, by_arm in costs if any(by_arm.values())]
+    columns = (Column("Arm"), Column("Mean score", "score"), Column(RATIO, "percent"))
+    rows = tuple(
+        (
+            str(arm),
+            means[arm],
+            summary.mean(arm, lambda result: result.ratio),
+            *(by_arm[arm] for _, by_arm in measured),
         )
-    return [found for found in panels if found is not None]
+        for arm in arms
+    )
+    title = "Mean score over the tasks, and what it costs"
+    table = Table(title, (*columns, *(column for column, _ in measured)), rows)
+    clouds: list[Scatter] = []
+    bars: list[Bars] = []
+    for column, by_arm in measured:
+        places = tuple(
+            Place(str(arm), x, 100 * mean.mean)
+            for arm, x in by_arm.items()
+            if x is not None and (mean := means[arm]) is not None and math.isfinite(mean.mean)
+        )
+        log = column.kind == "count"
+        if places and column.title != "Time per step, ms":  # says what training says
+            name = column.title.partition(",")[0].lower()
+            axes = (column.title, "mean score over the tasks")
+            clouds.append(Scatter(f"Score against {name}", *axes, places, log))
+        heights = {str(arm): {column.title: x} for arm, x in by_arm.items() if x is not None}
+        bars.append(Bars(column.title, column.title, heights))
+    text = (
+        "Means over tasks and seeds. Time is that of training alone, without evaluation.",
+        "Filled points, joined by a line, are the Pareto front: nothing that costs less scores"
+        " as high.",
+    )
+    return Section(f"Cost on {backbone}", text=text, parts=(table, *clouds, *bars))
+
+
+def _rates(summary: Summary, backbone: str) -> list[Section]:
+    """Returns what was tried to find the learning rates; nothing where nothing was."""
+    found = [(g, choice) for g, choice in summary.choices.items() if g.arm.backbone == backbone]
+    if not found:
+        return []
+    whole = len(summary.comparison.tasks)
+    places = dict.fromkeys(group.tasks for group, _ in found)
+    rows: list[tuple[Value, ...]] = []
+    curves: dict[tuple[str, ...], list[Series]] = {tasks: [] for tasks in places}
+    for group, choice in found:
+        tasks = "all" if len(group.tasks) == whole else group.tasks[0]
+        score = None if choice.rate is None else choice.means[choice.rate]
+        tried = float(len(choice.means))
+        edge = "at the edge" if choice.at_edge else ""
+        rows.append((str(group.arm), tasks, tried, choice.rate, score, edge))
+        points = [(r, 100 * mean) for r, mean in choice.means.items() if math.isfinite(mean)]
+        ring = frozenset(n for n, (rate, _) in enumerate(points) if rate == choice.rate)
+        curves[group.tasks].append(Series(str(group.arm), tuple(points), ringed=ring))
+    columns = (
+        Column("Arm"),
+        Column("Tasks"),
+        Column("Rates tried", "count"),
+        Column("Chosen", "number"),
+        Column("Validation score", "score"),
+        Column("Of its grid"),
+    )
+    figures = [
+        Lines(
+            "Validation score by learning rate" + ("" if len(tasks) == whole else f", {tasks[0]}"),
+            "learning rate",
+            "mean validation score",
+            tuple(series),
+            logarithmic=True,
+        )
+        for tasks, series in curves.items()
+    ]
+    text = (
+        "Mean score on the validation rows, times 100, for each learning rate that was tried; a"
+        " ring is around the one chosen. Test rows had no say.",
+    )
+    parts: Parts = (Table("Learning rates", columns, tuple(rows)), *filter(_has_points, figures))
+    return [Section(f"Learning rates on {backbone}", text=text, parts=parts)]

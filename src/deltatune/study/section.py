@@ -80,11 +80,20 @@ class Series:
         name: in the legend.
         points: (x, y), x rising.
         band: (lowest, highest) y at each point; empty for none.
+        ringed: numbers of the points with a ring around them.
     """
 
     name: str
     points: tuple[tuple[float, float], ...]
     band: tuple[tuple[float, float], ...] = ()
+    ringed: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.band and len(self.band) != len(self.points):
+            raise ConfigurationError(
+                f"{self.name}: a band at {len(self.band)} points around a line of"
+                f" {len(self.points)}. Give one for each point, or none."
+            )
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,14 @@ class HeatMap:
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]
+
+    def __post_init__(self) -> None:
+        shape = [len(row) for row in self.values]
+        if shape != [len(self.columns)] * len(self.rows):
+            raise ConfigurationError(
+                f"{self.title}: rows of {shape} values under {len(self.columns)} columns and"
+                f" {len(self.rows)} names of rows."
+            )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ rows of text and Markdown. Scores are times 100, with the sample standard deviat
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,11 +15,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from deltatune.study.cell import CellResult
 from deltatune.study.summary import Row, Spread, Summary
 
 __all__ = [
-    "COSTS",
     "Entry",
     "Layout",
     "as_data",
@@ -48,23 +45,6 @@ def score(entry: Spread | None) -> str:
         return "-"
     spread = "" if entry.deviation is None else f" ±{100 * entry.deviation:.2f}"
     return f"{100 * entry.mean:.2f}{spread}"
-
-
-def _milliseconds(result: CellResult) -> float | None:
-    return 1000 * result.seconds / result.steps if result.steps else None
-
-
-def _megabytes(result: CellResult) -> float | None:
-    return None if result.memory is None else result.memory / 2**20
-
-
-# What an arm costs: title -> (how to measure it on a result, how to write it).
-COSTS: dict[str, tuple[Callable[[CellResult], float | None], Callable[[float], str]]] = {
-    "Time per step, ms": (_milliseconds, lambda value: f"{value:.1f}"),
-    "Training, s": (lambda result: result.seconds, lambda value: f"{value:.1f}"),
-    "Peak memory, MiB": (_megabytes, lambda value: f"{value:,.0f}"),
-    "Tuned parameters": (lambda result: result.trainable, lambda value: f"{value:,.0f}"),
-}
 
 
 def as_tables(summary: Summary) -> list[RenderableType]:

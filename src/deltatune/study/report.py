@@ -1,0 +1,150 @@
+"""A report as one HTML page that needs nothing but itself: no file beside it and no network."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deltatune.core.errors import StateError
+from deltatune.study.canvas import printable
+from deltatune.study.drawing import draw
+from deltatune.study.section import Column, Figure, Section, Table, Value
+from deltatune.study.summary import Spread
+from deltatune.study.table import percent
+
+__all__ = ["render", "write"]
+
+MANY_SECTIONS = 3  # more want a table of contents
+
+
+def render(
+    title: str, subtitle: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]
+) -> str:
+    """Returns a report as HTML, the same bytes for the same report. All texts in it are escaped.
+
+    Args:
+        title: of the page.
+        subtitle: below it.
+        facts: (name, value) of what holds for the whole report.
+        sections: what it says.
+
+    Raises:
+        UnsupportedError: there are figures, and matplotlib is missing.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        subtitle=subtitle,
+        facts=facts,
+        sections=sections,
+        with_contents=len(sections) > MANY_SECTIONS,
+        parts=[[_part(part) for part in section.parts] for section in sections],
+    )
+
+
+def write(
+    path: str | os.PathLike[str],
+    title: str,
+    subtitle: str,
+    facts: Sequence[tuple[str, str]],
+    sections: Sequence[Section],
+) -> Path:
+    """Writes a report as `render` makes it, whole or not at all, and returns where.
+
+    Raises:
+        StateError: the file cannot be written.
+        UnsupportedError: there are figures, and matplotlib is missing.
+    """
+    html = render(title, subtitle, facts, sections)
+    target = Path(path)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(html, encoding="utf-8")
+        unfinished.replace(target)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise StateError(
+            f"Cannot write the report {target}: {error.strerror}. Give a folder that can be"
+            " written."
+        ) from error
+    return target
+
+
+def _part(part: Table | Figure) -> dict[str, Any]:
+    """Returns what the template needs for a table or a figure."""
+    from markupsafe import Markup
+
+    if isinstance(part, Table):
+        return {"table": part, "rows": [_row(part, number) for number in range(len(part.rows))]}
+    # The only text that is not escaped here: it is our own XML, escaped where it was written.
+    return {"table": None, "title": part.title, "svg": Markup(draw(part))}
+
+
+def _row(table: Table, number: int) -> dict[str, Any]:
+    row = table.rows[number]
+    best = _best_places(table.columns, row)
+    return {
+        "average": number in table.averages,
+        "cells": [
+            {**_cell(value, column), "best": place in best}
+            for place, (value, column) in enumerate(zip(row, table.columns, strict=True))
+        ],
+    }
+
+
+def _best_places(columns: Sequence[Column], row: Sequence[Value]) -> set[int]:
+    """Returns the places of the highest score of a row, as it is written; none of a single one."""
+    scores = [place for place, column in enumerate(columns) if column.kind == "score"]
+    means = {place: _number(row[place]) for place in scores}
+    written = {place: round(100 * m, 2) for place, m in means.items() if m is not None}
+    if len(scores) < 2 or not written:
+        return set()
+    return {place for place, mean in written.items() if mean == max(written.values())}
+
+
+def _number(value: Value) -> float | None:
+    """Returns the finite number that a value is or whose seeds have it as their mean."""
+    if value is None or isinstance(value, str):
+        return None
+    number = value.mean if isinstance(value, Spread) else value
+    return number if math.isfinite(number) else None
+
+
+def _cell(value: Value, column: Column) -> dict[str, Any]:
+    """Returns how a value is written, its deviation, and the number it is sorted by."""
+    number = _number(value)
+    if isinstance(value, str):
+        text = value
+    elif number is None:
+        text = "-" if value is None else "not a number"
+    else:
+        text = _written(number, column)
+    deviation = value.deviation if isinstance(value, Spread) and column.kind == "score" else None
+    return {
+        "text": text,
+        "deviation": "" if number is None or deviation is None else f"{100 * deviation:.2f}",
+        "number": None if number is None else repr(float(number)),
+        "missing": number is None and not isinstance(value, str),
+    }
+
+
+def _written(number: float, column: Column) -> str:
+    match column.kind:
+        case "score":
+            return f"{100 * number:.2f}"
+        case "percent":
+            return percent(number)
+        case "count":
+            return f"{number:,.0f}"
+        case _:
+            return f"{number:,.0f}" if 1e4 <= abs(number) < 1e15 else f"{number:.4g}"
