@@ -24,10 +24,9 @@ from deltatune.core.plan import Plan
 from deltatune.core.plan import plan as plan_expression
 from deltatune.study.cell import Cell, CellResult
 from deltatune.study.comparison import Comparison, run_comparison
-from deltatune.study.experiment import Study, run_study, summaries
-from deltatune.study.experiments import find_experiment
+from deltatune.study.experiment import Study, run_study
+from deltatune.study.findings import Findings, findings
 from deltatune.study.runner import Watch
-from deltatune.study.section import Section
 from deltatune.study.summary import Summary, summarise
 from deltatune.tasks.example import SplitName
 from deltatune.training.progress import Progress
@@ -394,8 +393,8 @@ def study(
     trunk_cache: TrunkCache | None = None,
     retry: bool = False,
     watch: Watch | None = None,
-) -> list[Section]:
-    """Runs a study, or what is left of it, and returns the sections of its report.
+) -> Findings:
+    """Runs a study, or what is left of it, and returns what it shows.
 
     Args:
         wanted: `find_experiment("combination").study(backbones=["minilm"], ...)`.
@@ -423,4 +422,4 @@ def study(
         retry=retry,
         watch=watch,
     )
-    return find_experiment(wanted.experiment).sections(summaries(store))
+    return findings(store)

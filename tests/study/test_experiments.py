@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from tests.study.fake import TASKS, draw, execute
 
+from deltatune.cli.study.experiments import EXPERIMENTS as COMMANDS
 from deltatune.core.errors import ConfigurationError, StateError, UnknownNameError
 from deltatune.study.cell import Arm, Cell, CellResult, Point
-from deltatune.study.experiment import Summaries, run_study, studied, summaries
+from deltatune.study.experiment import Study, Summaries, run_study, studied, summaries
 from deltatune.study.experiments import EXPERIMENTS, find_experiment
 from deltatune.study.experiments.combination import interactions, subsets
 from deltatune.study.experiments.convergence import area, reached
@@ -34,15 +35,23 @@ def measured(cell: Cell) -> CellResult:
         names = ("static", "activations", "gradients", "optimiser", "counted", "peak")
         times = ("forward", "backward", "update")
         found |= {f"profile {name}": float(1000 * int(rows)) for name in (*names, *times)}
+    if cell.options.get("general_text"):
+        found |= {"text": 3.0, "text, delta off": 2.5}
     for task in str(cell.options.get("transfer_to") or "").split(" + "):
         if task:
             found[f"on {task}"] = result.score * (1.0 if task == cell.task else 0.5)
     return result.model_copy(update={"measured": found})
 
 
+def wanted(name: str, **fields: Any) -> Study:
+    """A study of an experiment, on little; a file stands for the general text."""
+    options = {"options": {"general_text": __file__}} if name == "forgetting" else {}
+    return find_experiment(name).study(**{**SMALL, **options, **fields})
+
+
 def ran(name: str, store: Store | None = None, **fields: Any) -> Summaries:
     store = store or MemoryStore()
-    run_study(find_experiment(name).study(**{**SMALL, **fields}), measured, store)
+    run_study(wanted(name, **fields), measured, store)
     return summaries(store)
 
 
@@ -71,8 +80,13 @@ def test_every_experiment_has_a_report_before_it_is_done(name: str) -> None:
         return measured(cell)
 
     store = MemoryStore()
-    run_study(find_experiment(name).study(**SMALL), fails, store)
+    run_study(wanted(name), fails, store)
     assert EXPERIMENTS[name].sections(summaries(store))
+
+
+def test_the_commands_say_what_the_experiments_are() -> None:
+    said = {name: f"{one.shows} ({one.paper})" for name, one in EXPERIMENTS.items()}
+    assert said == dict(COMMANDS)
 
 
 def test_a_study_goes_on_and_another_is_refused_its_folder() -> None:

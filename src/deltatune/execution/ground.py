@@ -47,6 +47,8 @@ OPTIONS: Mapping[str, str] = {
     "but heads; else one for all",
     "quantise": "how the frozen linear maps are kept: int8 or nf4; else in plain numbers",
     "score_training": "so many of the training rows are scored too, after training",
+    "general_text": "a file of rows with a field text, which the trained delta is scored on too",
+    "general_digest": "the first 16 digits of that file's SHA-256, where it is to be checked",
     "profile_rows": "after training, a step on so many rows is measured; 0: what is there without",
     "profile_tokens": "with profile_rows: the length of each of them; else 128",
     "transfer_to": "tasks, 'one + another', that the trained delta is scored on too, as it is",

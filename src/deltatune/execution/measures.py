@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.backbones.load import Backbone
-from deltatune.core.errors import UnsupportedError
+from deltatune.core.delta import Delta
+from deltatune.core.errors import DataError, UnsupportedError
+from deltatune.evaluation.general_text import general_loss, read_texts
 from deltatune.execution.goals import Goals, goals_of
 from deltatune.execution.ground import evaluate_on
+from deltatune.tasks.sources.reading import sha256
 from deltatune.tasks.task import Task
 
-__all__ = ["TRAINING", "measure", "transferred"]
+__all__ = ["TRAINING", "measure", "on_text", "transferred"]
 
+TEXTS = 200
 TRAINING = "training"  # the task's metric on rows that were trained on
 
 
@@ -71,3 +75,30 @@ def _check_head(backbone: Backbone, goals: Goals, other: Task) -> None:
             f"The head that learned {goals.name} cannot answer {other.name}: on an encoder both "
             "tasks need as many labels. Transfer between others on a text-to-text backbone."
         )
+
+
+def on_text(backbone: Backbone, delta: Delta, options: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the loss on texts of no task, "text", and that of the backbone alone beside it, where
+    the delta can be switched off.
+
+    `general_text="file.jsonl"`: rows with a field `text`, of which the first 200 are read.
+
+    Raises:
+        DataError: the file cannot be read, or is not that of `general_digest`.
+        UnsupportedError: the backbone predicts no text.
+    """
+    if options.get("general_text") is None:
+        return {}
+    path = Path(str(options["general_text"]))
+    wanted, there = options.get("general_digest"), sha256(path)[:16]
+    if wanted not in (None, there):
+        raise DataError(
+            f"{path} is another file than the study began with ({there}, not {wanted}). Put that "
+            "one back, or begin anew in another folder."
+        )
+    texts = read_texts(path, TEXTS)
+    found = {"text": general_loss(backbone, texts)}
+    if not delta.expression.in_place:
+        with delta.active(False):
+            found["text, delta off"] = general_loss(backbone, texts)
+    return found

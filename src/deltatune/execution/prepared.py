@@ -27,7 +27,7 @@ from deltatune.core.layout import Sharing
 from deltatune.core.quantised import count_parameters
 from deltatune.execution.goals import Goal, Goals, goals_of
 from deltatune.execution.ground import backbone_for, check_options, evaluate_on
-from deltatune.execution.measures import measure
+from deltatune.execution.measures import measure, on_text
 from deltatune.execution.profiling import profiled
 from deltatune.study.cell import Cell, CellResult, Point
 from deltatune.study.comparison import preset
@@ -205,6 +205,7 @@ class Prepared:
             on=functools.partial(self._on, delta),
         )
         options, settings = self.cell.options, self.settings
+        found |= on_text(self.backbone, delta, options)
         return found | profiled(delta, self.rows, self.collate, settings, options)
 
     def _on(self, delta: Delta, task: int) -> AbstractContextManager[None]:

@@ -27,7 +27,7 @@ from deltatune.study.section import (
 from deltatune.study.summary import Row, Summary
 from deltatune.study.table import RATIO, percent, remarks
 
-__all__ = ["render_page", "sections", "write_page"]
+__all__ = ["facts", "render_page", "sections", "write_page"]
 
 Parts = tuple[Table | Figure, ...]
 Measure = Callable[[CellResult], float | None]
@@ -52,7 +52,7 @@ COSTS: tuple[tuple[Column, Measure], ...] = (
 
 def render_page(summary: Summary) -> str:
     """Returns the page. All texts in it are escaped. Raises UnsupportedError: no matplotlib."""
-    return render(*_heading(summary), _facts(summary), sections(summary))
+    return render(*_heading(summary), facts(summary), sections(summary))
 
 
 def write_page(summary: Summary, path: str | os.PathLike[str]) -> Path:
@@ -62,7 +62,7 @@ def write_page(summary: Summary, path: str | os.PathLike[str]) -> Path:
         StateError: it cannot be written.
         UnsupportedError: matplotlib is missing.
     """
-    return write(path, *_heading(summary), _facts(summary), sections(summary))
+    return write(path, *_heading(summary), facts(summary), sections(summary))
 
 
 def sections(summary: Summary) -> list[Section]:
@@ -82,7 +82,8 @@ def _heading(summary: Summary) -> tuple[str, str]:
     return title, f"A comparison on {', '.join(comparison.backbones)}, made by deltatune."
 
 
-def _facts(summary: Summary) -> list[tuple[str, str]]:
+def facts(summary: Summary) -> list[tuple[str, str]]:
+    """Returns (name, value) of what holds for a whole comparison."""
     comparison = summary.comparison
     found = [result for _, result in summary.final if result is not None]
     planned = len(comparison.arms) * len(comparison.tasks) * comparison.seeds
@@ -90,7 +91,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     # A chosen cell of the search is a final one too.
     ran = {cell.id: result for cell, result in [*summary.searched, *summary.final]}
     seconds = sum(result.total_seconds for result in ran.values() if result is not None)
-    facts = [
+    said = [
         ("Budget", f"{comparison.budget}, {comparison.settings.rows_per_step} rows a step"),
         ("Seeds", str(comparison.seeds)),
         ("Learning rate", _rates_in_words(summary)),
@@ -100,7 +101,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("Device", ", ".join(sorted({r.device for r in found}))),
         ("Versions", ", ".join(f"{name} {v}" for name, v in sorted(versions.items()))),
     ]
-    return [(name, value) for name, value in facts if value]
+    return [(name, value) for name, value in said if value]
 
 
 def _count(number: int, word: str) -> str:

@@ -5,6 +5,7 @@ Experiments make sections from summaries; a page, a spreadsheet or a terminal sh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -37,12 +38,32 @@ class Column:
     Attributes:
         title: stands above it.
         kind: how its values are written: "text"; "score", a fraction times 100 with the standard
-            deviation of a `Spread`; "percent", a fraction with three digits; "number", four digits;
-            "count", a whole number.
+            deviation of a `Spread`; "points", a difference of such scores, with its sign;
+            "percent", a fraction with three digits; "number", four digits; "count", a whole number.
     """
 
     title: str
-    kind: Literal["text", "score", "percent", "number", "count"] = "text"
+    kind: Literal["text", "score", "points", "percent", "number", "count"] = "text"
+
+    def write(self, value: Value) -> str:
+        """Returns a value as text; "-" where there is none."""
+        if value is None or isinstance(value, str):
+            return "-" if value is None else value
+        mean = value.mean if isinstance(value, Spread) else value
+        if not math.isfinite(mean):
+            return "not a number"
+        deviation = value.deviation if isinstance(value, Spread) else None
+        match self.kind:
+            case "score" | "points":
+                sign = "+" if self.kind == "points" else ""
+                spread = "" if deviation is None else f" ±{100 * deviation:.2f}"
+                return f"{100 * mean:{sign}.2f}{spread}"
+            case "percent":
+                return f"{100 * mean:.3g}%"
+            case "count":
+                return f"{mean:,.0f}"
+            case _:
+                return f"{mean:,.0f}" if 1e4 <= abs(mean) < 1e15 else f"{mean:.4g}"
 
 
 @dataclass(frozen=True)

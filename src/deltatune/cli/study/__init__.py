@@ -1,4 +1,4 @@
-"""`deltatune study`: what there is to do with the folder of a study."""
+"""`deltatune study`: the experiments of the paper, and what can be done with a study's folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import typer
 
+from deltatune.cli.study.experiments import EXPERIMENTS, command_of
 from deltatune.cli.study.export import export
 from deltatune.cli.study.query import query
 from deltatune.cli.study.status import status
@@ -13,6 +14,7 @@ from deltatune.cli.study.status import status
 __all__ = ["COMMANDS", "build"]
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    **{name: command_of(name) for name in EXPERIMENTS},
     "status": status,
     "query": query,
     "export": export,
@@ -22,7 +24,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def build() -> typer.Typer:
     """Returns the commands of `deltatune study`."""
     app = typer.Typer(
-        help="Look into the folder of a study.", no_args_is_help=True, rich_markup_mode=None
+        help="Run an experiment of the paper, or look into the folder of a study.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
     )
     for name, command in COMMANDS.items():
         app.command(name)(command)

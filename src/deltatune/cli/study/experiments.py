@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import typer
@@ -22,6 +23,7 @@ from deltatune.cli.options import (
     Out,
     Protocol,
     Rates,
+    Retry,
     Rows,
     Seeds,
     Set,
@@ -33,17 +35,43 @@ from deltatune.cli.options import (
     requested,
     trunk_cache_of,
 )
+from deltatune.cli.output import resumable, show, warn
 
 if TYPE_CHECKING:
-    from deltatune.study.experiment import Experiment
+    from deltatune.study.experiment import Study
 
-__all__ = ["command_of"]
+__all__ = ["EXPERIMENTS", "command_of"]
 
-# An option of a command -> the field of a comparison that it gives.
+# Here as text, so that the list of commands costs no import; a test holds them to the experiments.
+EXPERIMENTS: Mapping[str, str] = MappingProxyType(
+    {
+        "performance": "every method on every task, beside the paper's scores (Table 1)",
+        "convergence": "how soon each method is near its end, in steps and in seconds (Fig. 1,"
+        " Extended Data Fig. 1 and 2)",
+        "efficiency": "memory of a step by batch and backbone, and its time by the length of the"
+        " input (Fig. 2, Extended Data Fig. 3)",
+        "combination": "every subset of several deltas at once, with all rows and with 16 of each"
+        " label (Table 2, Extended Data Table 2)",
+        "sequence": "the same deltas one after the other, in every order (Extended Data Fig. 4)",
+        "gap": "how much better each method does on the rows that it was trained on (Extended Data"
+        " Table 3)",
+        "scale": "what grows with the backbone: scores, and how soon they are reached (Fig. 3)",
+        "transfer": "what a delta trained on one task does on others, as it is (Extended Data Fig."
+        " 5)",
+        "zero-shot": "what the backbone does untrained, beside chance (Table 2)",
+        "size": "whether score and convergence depend on a delta's size or on its kind (section"
+        " Theoretical and experimental analysis)",
+        "review": "methods of every category of Xu et al.: score, size and memory (Xu et al.,"
+        " Tables 2 and 3)",
+        "forgetting": "what training on a task costs elsewhere, with the delta on and off"
+        " (Applications)",
+    }
+)
+# An option -> the field of a comparison that an experiment may have a value for.
 _FIELDS = {"backbone": "backbones", "tasks": "tasks", "methods": "methods"}
 
 
-def command_of(experiment: Experiment) -> Callable[..., None]:
+def command_of(name: str) -> Callable[..., None]:
     """The command of an experiment. All of them take the same options."""
 
     def command(
@@ -66,19 +94,57 @@ def command_of(experiment: Experiment) -> Callable[..., None]:
         validation_rows: Rows = None,
         test_rows: Rows = None,
         out: Out = None,
+        retry: Retry = False,
         config: Config = None,
         changes: Set = None,
         dry_run: DryRun = False,
     ) -> None:
-        needed = [name for name, field in _FIELDS.items() if field not in experiment.defaults]
+        from deltatune.study.experiments import find_experiment
+
+        experiment = find_experiment(name)
+        needed = [option for option, field in _FIELDS.items() if field not in experiment.defaults]
         values = gather(config, changes, requested(context), needed=(*needed, "out"))
         folder, source = Path(values.pop("out")), values.pop("data", None)
-        slots, cache = int(values.pop("together", None) or 1), trunk_cache_of(values)
+        slots, cache = values.pop("together", None), trunk_cache_of(values)
         study = experiment.study(**fields_of(values))
         if dry_run:
             _show_plan(study)
             return
-        _run(study, folder, source, slots, cache)
+        how = {"together": 1 if slots is None else int(slots), "trunk_cache": cache}
+        _run(study, folder, data=source, retry=retry, **how)
 
-    command.__doc__ = f"{experiment.shows[0].upper()}{experiment.shows[1:]} ({experiment.paper})."
+    told = EXPERIMENTS[name]
+    command.__doc__ = f"{told[0].upper()}{told[1:]}."
     return command
+
+
+def _run(study: Study, folder: Path, **how: object) -> None:
+    from deltatune import api
+    from deltatune.cli.progress import choose_watch
+    from deltatune.cli.sections import as_text
+    from deltatune.study.findings import write_findings
+
+    with resumable(), choose_watch() as watch:
+        found = api.study(study, folder, watch=watch, **how)  # type: ignore[arg-type]
+    for section in found.sections:
+        show(*as_text(section))
+    show(f"report: {write_findings(found, folder / 'report.html')}")
+    if found.failures:
+        warn(
+            f"deltatune: {found.failures} cells failed; `deltatune study status {folder} --traces`"
+            " shows why. --retry tries them again."
+        )
+        raise typer.Exit(1)
+
+
+def _show_plan(study: Study) -> None:
+    for name, part in study.parts.items():
+        searched = len(part.search_tasks) or len(part.tasks)
+        grid = len(part.grid.values) if len(part.grid.values) > 1 else 0
+        show(
+            f"{name or study.experiment}: {len(part.methods)} methods on {len(part.backbones)}"
+            f" backbones and {len(part.tasks)} tasks, {part.budget}, {part.seeds} seeds; "
+            f"{len(part.arms) * searched * grid * part.selection_seeds} cells to choose learning "
+            f"rates, then at most {len(part.arms) * len(part.tasks) * part.seeds}"
+        )
+        show(*(f"  {method}" for method in part.methods))

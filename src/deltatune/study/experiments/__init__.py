@@ -11,6 +11,7 @@ from deltatune.study.experiments import (
     combination,
     convergence,
     efficiency,
+    forgetting,
     gap,
     performance,
     review,
@@ -37,6 +38,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         zero_shot,
         size,
         review,
+        forgetting,
     )
 }
 

@@ -99,9 +99,9 @@ def _table(scores: Mapping[Subset, Sequence[float]]) -> Table:
 def _effects(scores: Mapping[Subset, Sequence[float]]) -> Table:
     columns = (
         Column("together"),
-        Column("beyond the sum of effects", "score"),
-        Column("from", "score"),
-        Column("to", "score"),
+        Column("beyond the sum of effects", "points"),
+        Column("from", "points"),
+        Column("to", "points"),
     )
     rows = tuple(
         (" + ".join(chosen), *with_interval(values))

@@ -47,9 +47,9 @@ def _by_method(summary: Summary, backbone: str) -> Table:
         Column("method"),
         Column("training", "score"),
         Column("validation", "score"),
-        Column("gap", "score"),
-        Column("from", "score"),
-        Column("to", "score"),
+        Column("gap", "points"),
+        Column("from", "points"),
+        Column("to", "points"),
     )
     arms = summary.arms(backbone)
     trained = over_tasks(summary, arms, lambda result: result.measured.get(TRAINING))
@@ -69,7 +69,7 @@ def _by_task(summary: Summary, backbone: str) -> Table:
         found = [list(map(gap, summary.results(arm, task))) for arm in arms]
         known = [tuple(value for value in gaps if value is not None) for gaps in found]
         rows.append((task, *(Spread(gaps) if gaps else None for gaps in known)))
-    heads = (Column("task"), *(Column(str(arm), "score") for arm in arms))
+    heads = (Column("task"), *(Column(str(arm), "points") for arm in arms))
     return Table("Gaps by task", heads, tuple(rows))
 
 

@@ -60,9 +60,9 @@ def differences(title: str, scores: dict[str, list[float]]) -> Table:
     columns = (
         Column("first"),
         Column("second"),
-        Column("first - second", "score"),
-        Column("from", "score"),
-        Column("to", "score"),
+        Column("first - second", "points"),
+        Column("from", "points"),
+        Column("to", "points"),
         Column("first better", "count"),
         Column("second better", "count"),
         Column("p", "number"),
