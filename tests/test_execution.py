@@ -18,6 +18,7 @@ from deltatune.core import artefact
 from deltatune.core.errors import (
     BackboneMismatchError,
     ConfigurationError,
+    DataError,
     TrainingError,
     UnknownNameError,
 )
@@ -261,3 +262,64 @@ def test_a_run_on_a_quantised_base_is_scored_on_one(tmp_path: Path) -> None:
         api.evaluate(tmp_path / "delta", options={**FEW, "quantise": None})
     with pytest.raises(UnknownNameError, match="int8"):
         api.evaluate(tmp_path / "delta", options={**FEW, "quantise": 8})
+
+
+def test_a_budget_of_nothing_scores_what_is_there() -> None:
+    untrained = Cell(
+        backbone="t5-nano", task="minimal_pairs", method="full", budget="nothing", options=FEW
+    )
+    (found,) = api.train_many([untrained])
+    assert isinstance(found, CellResult)
+    assert found.steps == 0
+    assert [point.step for point in found.curve] == [0]
+    identity = Cell(**{**untrained.model_dump(), "method": "lora(rank=2)"})
+    together = Cell(**{**identity.model_dump(), "seed": 1})
+    for other in api.train_many([identity, together], slots=2):
+        assert isinstance(other, CellResult)
+        assert other.scores == found.scores, "a fresh delta changes nothing"
+
+
+def test_a_cell_is_measured_by_what_it_is_asked(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"text": "Nobody had seen the harbour from so high a place."}\n' * 3)
+    options = {
+        **FEW,
+        "score_training": 8,
+        "transfer_to": "minimal_pairs + docstring_package",
+        "general_text": str(corpus),
+        "profile_rows": 2,
+        "profile_tokens": 12,
+    }
+    asked = Cell(**{**cell("lora(rank=2)", 1e-3).model_dump(), "options": options})
+    (found,) = api.train_many([asked], folder=tmp_path)
+    assert isinstance(found, CellResult)
+    measured = found.measured
+    assert 0 <= measured["training"] <= 1
+    assert measured["on minimal_pairs"] == found.score
+    assert 0 <= measured["on docstring_package"] <= 1
+    assert measured["text"] != measured["text, delta off"] > 0
+    assert measured["profile gradients"] == 4 * found.trainable
+    kept = api.evaluate(tmp_path / asked.id / "delta", options=FEW)["scores"]
+    assert kept == found.scores, "what is measured leaves the delta that was kept alone"
+    plain = Cell(**{**asked.model_dump(), "options": FEW})
+    (same,) = api.train_many([plain])
+    assert isinstance(same, CellResult)
+    assert same.scores == found.scores and same.measured == {}
+
+
+def test_a_text_that_was_changed_is_refused(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"text": "Once there was a mill."}\n')
+    options = {**FEW, "general_text": str(corpus), "general_digest": "0" * 16}
+    asked = Cell(**{**cell("bitfit", 1e-3).model_dump(), "options": options, "budget": "nothing"})
+    (found,) = api.train_many([asked])
+    assert isinstance(found, DataError) and "another file" in str(found)
+
+
+def test_a_cloze_is_ranked() -> None:
+    options = {**FEW, "template": "manual"}
+    wrong = Cell(
+        backbone="t5-nano", task="glue_rte", method="full", budget="nothing", options=options
+    )
+    (found,) = api.train_many([wrong])
+    assert isinstance(found, ConfigurationError) and "mode='rank'" in str(found)

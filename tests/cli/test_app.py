@@ -16,6 +16,7 @@ from deltatune.cli import main
 from deltatune.cli import study as studies
 from deltatune.cli.app import COMMANDS, GROUPS
 from deltatune.cli.options import budget_of, gather, nested
+from deltatune.cli.study.experiments import EXPERIMENTS
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 
 Call = Callable[..., tuple[int, str, str]]
@@ -89,7 +90,10 @@ def test_the_options_are_these(call: Call) -> None:
         "study query": {"csv"},
         "study export": {"format", "out"},
     }
-    without_json = {"study export"}
+    experiment = study | rows | request | {"tasks", "methods", "seeds", "learning-rates", "extend"}
+    experiment |= {"retry", "together", "trunk-cache"}
+    expected |= {f"study {name}": experiment for name in EXPERIMENTS}
+    without_json = {"study export", *(f"study {name}" for name in EXPERIMENTS)}
     for name in [*COMMANDS, *(f"study {name}" for name in studies.COMMANDS)]:
         _, out, _ = call(*name.split(), "--help")
         words = out.replace(",", " ").split()

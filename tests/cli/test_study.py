@@ -135,3 +135,29 @@ def test_looking_does_not_write(call: Call, folder: str) -> None:
     call("study", "status", folder)
     call("study", "query", folder, "select 1")
     assert before == {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def test_an_experiment_runs_goes_on_and_is_shown(call: Call, tmp_path: Path) -> None:
+    rows = ("--train-rows", "16", "--validation-rows", "4", "--test-rows", "4")
+    words = ("study", "gap", "--backbone", "t5-nano", "--tasks", "minimal_pairs", "--seeds", "1")
+    words += ("--methods", "bitfit,lora(rank=2)", "--steps", "2", *rows)
+    code, out, _ = call(*words, "--out", str(tmp_path), "--dry-run")
+    assert code == 0 and "2 methods on 1 backbones and 1 tasks" in out
+    assert not list(tmp_path.iterdir())
+    code, out, err = call(*words, "--out", str(tmp_path))
+    assert code == 0, err
+    assert "generalisation gap (Extended Data Table 3)" in out
+    page = (tmp_path / "report.html").read_text()
+    assert "Gap: how much better" in page and "lora(rank=2)" in page
+    size = (tmp_path / "journal.jsonl").stat().st_size
+    assert call(*words, "--out", str(tmp_path))[1] == out
+    assert (tmp_path / "journal.jsonl").stat().st_size == size, "nothing is run twice"
+    code, _, err = call(*("study", "scale", *words[2:]), "--out", str(tmp_path))
+    assert code == 2 and "holds the study 'gap'" in err
+
+
+def test_an_experiment_asks_for_what_it_has_no_value_for(call: Call, tmp_path: Path) -> None:
+    code, _, err = call("study", "gap", "--out", str(tmp_path))
+    assert code == 2 and "Give --backbone and --tasks" in err
+    code, _, err = call("study", "scale", "--out", str(tmp_path))
+    assert code == 2 and "Give --tasks" in err

@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltatune.core.errors import ConfigurationError, UnknownNameError
-from deltatune.training.budget import Budget, Epochs, Seconds, Spent, Steps, Tokens, parse
+from deltatune.training.budget import (
+    Budget,
+    Epochs,
+    Nothing,
+    Seconds,
+    Spent,
+    Steps,
+    Tokens,
+    parse,
+)
 
 BUDGETS = st.one_of(
     st.integers(1, 10**12).map(Steps),
@@ -15,7 +24,7 @@ BUDGETS = st.one_of(
 )
 
 
-@given(BUDGETS)
+@given(BUDGETS | st.just(Nothing()))
 def test_parse_inverts_str(budget: Budget) -> None:
     assert parse(str(budget)) == budget
 
@@ -31,6 +40,7 @@ def test_parse_inverts_str(budget: Budget) -> None:
         ("10 minutes", Seconds(600)),
         ("1.5 Hours", Seconds(5400)),
         ("1e6 tokens", Tokens(1_000_000)),
+        (" Nothing", Nothing()),
     ],
 )
 def test_parse(text: str, budget: Budget) -> None:
@@ -77,3 +87,8 @@ def test_a_budget_counts_one_thing(budget: Budget, steps_per_epoch: int) -> None
         Tokens: Spent(0, 0.0, int(budget.count)),
     }
     assert budget.fraction(exact[type(budget)], steps_per_epoch) == 1.0
+
+
+def test_nothing_is_spent_before_it_begins() -> None:
+    assert Nothing().fraction(Spent(0, 0.0, 0), 5) == 1.0
+    assert Nothing().total_steps(5) == 0

@@ -1,4 +1,4 @@
-"""Sections of a report on a terminal: their tables; figures are in the page."""
+"""Sections of a report on a terminal: their texts and tables; figures are in the page."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ __all__ = ["as_text"]
 
 
 def as_text(shown: section.Section) -> Iterator[RenderableType]:
-    """Yields what a terminal shows of a section."""
+    """Yields what a terminal shows of a section; nothing of one that has figures alone."""
     from deltatune.study.section import Table as Values
 
+    if not shown.text and not any(isinstance(part, Values) for part in shown.parts):
+        return
     yield f"{shown.title} ({shown.paper})" if shown.paper else shown.title
+    yield from shown.text
     for part in shown.parts:
         if isinstance(part, Values):
             yield _table(part)

@@ -29,5 +29,6 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
     )
     for name, command in COMMANDS.items():
-        app.command(name)(command)
+        # Given as such, the first line is not cut to the width of a terminal.
+        app.command(name, short_help=(command.__doc__ or "").partition("\n")[0])(command)
     return app
