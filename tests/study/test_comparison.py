@@ -287,7 +287,11 @@ def test_what_a_page_says_in_which_order(summary: Summary) -> None:
     assert isinstance(tried, Table) and {row[3] for row in tried.rows} == {1e-3}
     assert isinstance(lines, Lines) and [s.ringed for s in lines.series] == [frozenset([1])] * 3
     clouds = [part for part in costs.parts if isinstance(part, Scatter)]
-    assert [cloud.x for cloud in clouds] == ["Training, s", "Peak memory, MiB", "Tuned parameters"]
+    assert [cloud.x for cloud in clouds] == [
+        "Training time, s",
+        "Peak memory, MiB",
+        "Tuned parameters",
+    ]
     overall = summary.rows("t5-mini")[-1].entries[1]
     assert overall is not None
     assert {(p.name, p.y) for p in clouds[2].places} >= {("lora(rank=4)", 100 * overall.mean)}

@@ -20,7 +20,9 @@ from deltatune.study.section import Bars, Figure, HeatMap, Lines, Place, Ranks, 
 
 SPACE = "{http://www.w3.org/2000/svg}"
 HOSTILE = "</script><b>&'\" $x_1$ \x00\ud800"
-NUMBERS = st.floats(-1e9, 1e9) | st.sampled_from([float("nan"), float("inf"), 0.0])
+NUMBERS = st.floats(-1e9, 1e9).map(lambda value: round(value, 6)) | st.sampled_from(
+    [float("nan"), float("inf"), 0.0]
+)
 NAMES = st.text(min_size=1, max_size=40)
 
 

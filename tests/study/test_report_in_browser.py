@@ -129,3 +129,11 @@ def test_the_page_never_scrolls_sideways(browser: Any, address: str, width: int)
     assert any(hidden) == (width == 360), "wide tables scroll in boxes of their own"
     for text in browser.find_elements("css selector", "svg text"):
         assert text.size["height"] > 6.5, "letters can be read"
+
+
+def test_what_is_wide_fits_on_paper(browser: Any, address: str) -> None:
+    metrics = {"width": 720, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    browser.get(address)
+    assert browser.find_element("css selector", "html").get_property("scrollWidth") <= 720

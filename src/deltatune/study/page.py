@@ -44,7 +44,7 @@ def _megabytes(result: CellResult) -> float | None:
 # What an arm costs: its column, and how to measure it on a result.
 COSTS: tuple[tuple[Column, Measure], ...] = (
     (Column("Time per step, ms", "number"), _milliseconds),
-    (Column("Training, s", "number"), lambda result: result.seconds),
+    (Column("Training time, s", "number"), lambda result: result.seconds),
     (Column("Peak memory, MiB", "number"), _megabytes),
     (Column("Tuned parameters", "count"), lambda result: float(result.trainable)),
 )
