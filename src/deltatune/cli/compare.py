@@ -169,11 +169,12 @@ def _show(summary: Summary, folder: Path, as_json: bool) -> None:
     from deltatune.study.page import write_page
     from deltatune.study.table import as_data, as_tables, remarks
 
-    page = write_page(summary, folder / "report.html")
     if as_json:
+        page = write_page(summary, folder / "report.html")
         print_json({**as_data(summary), "report": str(page)})
         return
-    show(*as_tables(summary), *remarks(summary), f"report: {page}")
+    show(*as_tables(summary), *remarks(summary))
+    show(f"report: {write_page(summary, folder / 'report.html')}")
 
 
 def _show_plan(comparison: Comparison, as_json: bool) -> None:

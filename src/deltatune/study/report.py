@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +10,7 @@ from typing import Any
 from deltatune.core.errors import StateError
 from deltatune.study.canvas import printable
 from deltatune.study.drawing import draw
-from deltatune.study.section import Column, Figure, Section, Table, Value
-from deltatune.study.summary import Spread
-from deltatune.study.table import percent
+from deltatune.study.section import Column, Figure, Section, Table, Value, number_of
 
 __all__ = ["render", "write"]
 
@@ -105,46 +102,19 @@ def _row(table: Table, number: int) -> dict[str, Any]:
 def _best_places(columns: Sequence[Column], row: Sequence[Value]) -> set[int]:
     """Returns the places of the highest score of a row, as it is written; none of a single one."""
     scores = [place for place, column in enumerate(columns) if column.kind == "score"]
-    means = {place: _number(row[place]) for place in scores}
+    means = {place: number_of(row[place]) for place in scores}
     written = {place: round(100 * m, 2) for place, m in means.items() if m is not None}
     if len(scores) < 2 or not written:
         return set()
     return {place for place, mean in written.items() if mean == max(written.values())}
 
 
-def _number(value: Value) -> float | None:
-    """Returns the finite number that a value is or whose seeds have it as their mean."""
-    if value is None or isinstance(value, str):
-        return None
-    number = value.mean if isinstance(value, Spread) else value
-    return number if math.isfinite(number) else None
-
-
 def _cell(value: Value, column: Column) -> dict[str, Any]:
     """Returns how a value is written, its deviation, and the number it is sorted by."""
-    number = _number(value)
-    if isinstance(value, str):
-        text = value
-    elif number is None:
-        text = "-" if value is None else "not a number"
-    else:
-        text = _written(number, column)
-    deviation = value.deviation if isinstance(value, Spread) and column.kind == "score" else None
+    number = number_of(value)
     return {
-        "text": text,
-        "deviation": "" if number is None or deviation is None else f"{100 * deviation:.2f}",
+        "text": column.mean(value),
+        "deviation": column.deviation(value),
         "number": None if number is None else repr(float(number)),
         "missing": number is None and not isinstance(value, str),
     }
-
-
-def _written(number: float, column: Column) -> str:
-    match column.kind:
-        case "score":
-            return f"{100 * number:.2f}"
-        case "percent":
-            return percent(number)
-        case "count":
-            return f"{number:,.0f}"
-        case _:
-            return f"{number:,.0f}" if 1e4 <= abs(number) < 1e15 else f"{number:.4g}"

@@ -26,6 +26,7 @@ __all__ = [
     "Series",
     "Table",
     "Value",
+    "number_of",
 ]
 
 Value: TypeAlias = str | float | Spread | None
@@ -46,24 +47,43 @@ class Column:
     kind: Literal["text", "score", "points", "percent", "number", "count"] = "text"
 
     def write(self, value: Value) -> str:
-        """Returns a value as text; "-" where there is none."""
-        if value is None or isinstance(value, str):
-            return "-" if value is None else value
-        mean = value.mean if isinstance(value, Spread) else value
-        if not math.isfinite(mean):
-            return "not a number"
-        deviation = value.deviation if isinstance(value, Spread) else None
+        """Returns a value as text, "93.35 ±0.21"; "-" where there is none."""
+        deviation = self.deviation(value)
+        return f"{self.mean(value)} ±{deviation}" if deviation else self.mean(value)
+
+    def mean(self, value: Value) -> str:
+        """Returns a value, or the mean of its seeds, as text."""
+        number = number_of(value)
+        if number is None:
+            return value if isinstance(value, str) else "-" if value is None else "not a number"
         match self.kind:
-            case "score" | "points":
-                sign = "+" if self.kind == "points" else ""
-                spread = "" if deviation is None else f" ±{100 * deviation:.2f}"
-                return f"{100 * mean:{sign}.2f}{spread}"
+            case "score":
+                return f"{100 * number:.2f}"
+            case "points":
+                return f"{100 * number:+.2f}"
             case "percent":
-                return f"{100 * mean:.3g}%"
+                return f"{100 * number:.3g}%"
             case "count":
-                return f"{mean:,.0f}"
+                return f"{number:,.0f}"
             case _:
-                return f"{mean:,.0f}" if 1e4 <= abs(mean) < 1e15 else f"{mean:.4g}"
+                return f"{number:,.0f}" if 1e4 <= abs(number) < 1e15 else f"{number:.4g}"
+
+    def deviation(self, value: Value) -> str:
+        """Returns the standard deviation over the seeds of a score as text; "" where there is
+        none.
+        """
+        if not isinstance(value, Spread) or self.kind not in ("score", "points"):
+            return ""
+        known = value.deviation is not None and number_of(value) is not None
+        return f"{100 * (value.deviation or 0.0):.2f}" if known else ""
+
+
+def number_of(value: Value) -> float | None:
+    """Returns the finite number that a value is, or the mean of its seeds; None for any other."""
+    if value is None or isinstance(value, str):
+        return None
+    number = value.mean if isinstance(value, Spread) else value
+    return number if math.isfinite(number) else None
 
 
 @dataclass(frozen=True)
