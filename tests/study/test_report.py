@@ -26,7 +26,10 @@ def page(*parts: Table | Lines, sections: int = 1) -> Page:
     return Page(render("Title", "Subtitle", [("Seeds", "3")], found))
 
 
-def written(kind: Literal["text", "score", "percent", "number", "count"], value: Value) -> str:
+Kind = Literal["text", "score", "points", "percent", "number", "count"]
+
+
+def written(kind: Kind, value: Value) -> str:
     return page(Table("T", (Column("C", kind),), ((value,),))).cells[1][0]
 
 
@@ -38,6 +41,8 @@ def written(kind: Literal["text", "score", "percent", "number", "count"], value:
         ("score", 0.93351, "93.35"),
         ("score", Spread((0.5, 0.6)), "55.00 ±7.07"),
         ("score", Spread((0.5,)), "50.00"),
+        ("points", 0.0123, "+1.23"),
+        ("points", Spread((-0.02, -0.04)), "-3.00 ±1.41"),
         ("percent", 0.0003097, "0.031%"),
         ("percent", 1.0, "100%"),
         ("number", 0.00012345, "0.0001234"),
@@ -48,9 +53,7 @@ def written(kind: Literal["text", "score", "percent", "number", "count"], value:
         ("score", float("nan"), "not a number"),
     ],
 )
-def test_values_are_written_as_their_column_says(
-    kind: Literal["text", "score", "percent", "number", "count"], value: Value, text: str
-) -> None:
+def test_values_are_written_as_their_column_says(kind: Kind, value: Value, text: str) -> None:
     assert written(kind, value) == text
 
 

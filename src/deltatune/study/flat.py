@@ -58,6 +58,7 @@ COLUMNS: dict[str, type | None] = {
     "score": float,
     "scores.*": float,
     "validation.*": float,
+    "measured.*": float,
     "majority": float,
     "category": str,
     "status": str,
