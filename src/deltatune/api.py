@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
 
 from torch import nn
 
@@ -24,14 +24,16 @@ from deltatune.core.plan import Plan
 from deltatune.core.plan import plan as plan_expression
 from deltatune.study.cell import Cell, CellResult
 from deltatune.study.comparison import Comparison, run_comparison
-from deltatune.study.experiment import Study, run_study
-from deltatune.study.findings import Findings, findings
 from deltatune.study.runner import Watch
 from deltatune.study.summary import Summary, summarise
 from deltatune.tasks.example import SplitName
 from deltatune.training.progress import Progress
 from deltatune.training.settings import Settings
 from deltatune.training.trunk_cache import TrunkCache
+
+if TYPE_CHECKING:
+    from deltatune.study.experiment import Study
+    from deltatune.study.findings import Findings
 
 __all__ = [
     "attach",
@@ -410,6 +412,8 @@ def study(
         StateError: the folder holds another study.
     """
     from deltatune.execution.studying import Workplace
+    from deltatune.study.experiment import run_study
+    from deltatune.study.findings import findings
 
     place = Workplace(Path(folder), data, together, trunk_cache)
     store = place.store
