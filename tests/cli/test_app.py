@@ -93,7 +93,8 @@ def test_the_options_are_these(call: Call) -> None:
     experiment = study | rows | request | {"tasks", "methods", "seeds", "learning-rates", "extend"}
     experiment |= {"retry", "together", "trunk-cache"}
     expected |= {f"study {name}": experiment for name in EXPERIMENTS}
-    without_json = {"study export", *(f"study {name}" for name in EXPERIMENTS)}
+    expected["study run"] = {"together", "trunk-cache", "data", "out", "retry", "set", "dry-run"}
+    without_json = {"study export", "study run", *(f"study {name}" for name in EXPERIMENTS)}
     for name in [*COMMANDS, *(f"study {name}" for name in studies.COMMANDS)]:
         _, out, _ = call(*name.split(), "--help")
         words = out.replace(",", " ").split()

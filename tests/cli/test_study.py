@@ -161,3 +161,25 @@ def test_an_experiment_asks_for_what_it_has_no_value_for(call: Call, tmp_path: P
     assert code == 2 and "Give --backbone and --tasks" in err
     code, _, err = call("study", "scale", "--out", str(tmp_path))
     assert code == 2 and "Give --tasks" in err
+
+
+def test_a_file_describes_a_study(call: Call, tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        "backbone: t5-nano\ntasks: [minimal_pairs]\nmethods: [bitfit]\nseeds: 1\n"
+        "protocols: [clean, faithful]\nbudgets: [2 steps]\nlearning_rates: 3 of x0.5..x2\n"
+        "train_rows: 16\nvalidation_rows: 4\ntest_rows: 4\n"
+    )
+    out_folder = tmp_path / "out"
+    words = ("study", "run", str(file), "--out", str(out_folder))
+    code, out, _ = call(*words, "--dry-run")
+    assert code == 0 and "faithful, 2 steps" in out and "3 cells to choose" in out
+    code, out, err = call(*words)
+    assert code == 0, err
+    assert "clean against faithful" in out
+    assert len(JournalStore(out_folder).done()) == 6
+    code, _, err = call(*words, "--set", "experiment=gap")
+    assert code == 2 and "one protocol and one budget" in err
+    file.write_text("backbon: t5-nano\n")
+    code, _, err = call(*words)
+    assert code == 2 and "'backbon'" in err and "'backbone'" in err

@@ -11,10 +11,12 @@ from tests.study.fake import TASKS, draw, execute
 from deltatune.cli.study.experiments import EXPERIMENTS as COMMANDS
 from deltatune.core.errors import ConfigurationError, StateError, UnknownNameError
 from deltatune.study.cell import Arm, Cell, CellResult, Point
+from deltatune.study.comparison import Comparison
 from deltatune.study.experiment import Study, Summaries, run_study, studied, summaries
 from deltatune.study.experiments import EXPERIMENTS, find_experiment
 from deltatune.study.experiments.combination import interactions, subsets
 from deltatune.study.experiments.convergence import area, reached
+from deltatune.study.experiments.grid import crossed
 from deltatune.study.experiments.performance import PRINTED, paper_averages
 from deltatune.study.experiments.transfer import alike, relative
 from deltatune.study.section import HeatMap, Section, Table
@@ -46,7 +48,8 @@ def measured(cell: Cell) -> CellResult:
 def wanted(name: str, **fields: Any) -> Study:
     """A study of an experiment, on little; a file stands for the general text."""
     options = {"options": {"general_text": __file__}} if name == "forgetting" else {}
-    return find_experiment(name).study(**{**SMALL, **options, **fields})
+    plain = {"methods": ("lora", "full")} if name == "grid" else {}
+    return find_experiment(name).study(**{**SMALL, **options, **plain, **fields})
 
 
 def ran(name: str, store: Store | None = None, **fields: Any) -> Summaries:
@@ -66,7 +69,7 @@ def rows(table: Table) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_runs_and_shows_something(name: str) -> None:
     sections = EXPERIMENTS[name].sections(ran(name))
-    assert sections
+    assert sections or name == "grid", "whose parts speak for themselves"
     assert all(section.parts for section in sections)
     for table in tables(sections).values():
         assert any(value is not None for row in table.rows for value in row[1:]), table.title
@@ -81,12 +84,13 @@ def test_every_experiment_has_a_report_before_it_is_done(name: str) -> None:
 
     store = MemoryStore()
     run_study(wanted(name), fails, store)
-    assert EXPERIMENTS[name].sections(summaries(store))
+    assert EXPERIMENTS[name].sections(summaries(store)) or name == "grid"
 
 
 def test_the_commands_say_what_the_experiments_are() -> None:
-    said = {name: f"{one.shows} ({one.paper})" for name, one in EXPERIMENTS.items()}
+    said = {name: f"{one.shows} ({one.paper})" for name, one in EXPERIMENTS.items() if one.paper}
     assert said == dict(COMMANDS)
+    assert EXPERIMENTS.keys() - said.keys() == {"grid"}, "which `study run` runs"
 
 
 def test_a_study_goes_on_and_another_is_refused_its_folder() -> None:
@@ -235,3 +239,28 @@ def test_performance_stands_beside_the_paper() -> None:
         ("lora", "full"),
         ("bitfit", "full"),
     ]
+
+
+def test_a_grid_crosses_protocols_and_budgets_and_shows_what_protocols_do() -> None:
+    base = Comparison(**SMALL, methods=("lora", "full"))
+    study = crossed(base, ["clean", "faithful"], ["1 epoch", "50 steps"])
+    assert [(p.protocol, p.budget) for p in study.parts.values()] == [
+        ("clean", "1 epochs"),
+        ("clean", "50 steps"),
+        ("faithful", "1 epochs"),
+        ("faithful", "50 steps"),
+    ]
+
+    def easier(cell: Cell) -> CellResult:
+        result = measured(cell)
+        more = 0.05 if cell.protocol == "faithful" else 0.0
+        same = execute(Cell(**{**cell.model_dump(), "protocol": "clean"}))
+        return result.model_copy(update={"scores": {result.metric: same.score + more}})
+
+    store = MemoryStore()
+    run_study(study, easier, store)
+    found = tables(EXPERIMENTS["grid"].sections(summaries(store)))["Means over tasks"]
+    assert [row["difference"] for row in rows(found)] == pytest.approx([-0.05, -0.05])
+    assert len(EXPERIMENTS["grid"].sections(summaries(store))) == 2
+    with pytest.raises(ConfigurationError, match="stands twice"):
+        crossed(base, ["clean", "clean"], [])

@@ -132,7 +132,7 @@ def comparison_of(values: dict[str, Any]) -> Comparison:
 def fields_of(values: dict[str, Any]) -> dict[str, Any]:
     """Returns fields of a comparison, from the values of a command: those that were given."""
     from deltatune.core.grammar import split_methods
-    from deltatune.study.select import Grid
+    from deltatune.study.search import parse_rates
     from deltatune.training.settings import Settings
 
     values["budget"] = budget_of(values, default="")
@@ -148,7 +148,7 @@ def fields_of(values: dict[str, Any]) -> dict[str, Any]:
         if values.get(name):
             values[name] = _listed(values[name], split)
     if rates := values.pop("learning_rates", None):
-        values["grid"] = Grid.parse(",".join(_listed(rates, str.split)))
+        values["grid"] = parse_rates(",".join(_listed(rates, lambda text: [text])))
     return {name: value for name, value in values.items() if value not in (None, "", {}, ())}
 
 
@@ -184,9 +184,9 @@ def _show_plan(comparison: Comparison, as_json: bool) -> None:
     rates = {method: comparison.grid.rates(preset(method)) for method in comparison.methods}
     arms, tasks = len(comparison.arms), len(comparison.tasks)
     looked_at = len(comparison.search_tasks) or tasks
-    grid = len(comparison.grid.values)
-    selection = min(comparison.selection_seeds, comparison.seeds) if grid > 1 else 0
-    searched = arms * looked_at * grid * selection
+    tried = comparison.grid.tried
+    selection = min(comparison.selection_seeds, comparison.seeds) if tried else 0
+    searched = arms * looked_at * tried * selection
     final = arms * (tasks * comparison.seeds - looked_at * selection)
     if as_json:
         counts = {"search": searched, "final": final}
@@ -195,7 +195,7 @@ def _show_plan(comparison: Comparison, as_json: bool) -> None:
     show(
         f"{searched} cells to choose learning rates, then {final} more, {comparison.budget} each",
         *(
-            f"{method}: {', '.join(f'{rate:g}' for rate in tried)}"
-            for method, tried in rates.items()
+            f"{method}: {', '.join(f'{rate:g}' for rate in known) or comparison.grid}"
+            for method, known in rates.items()
         ),
     )

@@ -65,7 +65,8 @@ Rates: TypeAlias = Annotated[
     str | None,
     typer.Option(
         help="Rates that every arm tries on validation: '1e-4,3e-4,1e-3', or"
-        " 'x0.3,x1,x3' for factors of each method's preset.",
+        " 'x0.3,x1,x3' for factors of each method's preset;"
+        " '12 of x0.1..x10' proposes twelve.",
         metavar="LIST",
     ),
 ]

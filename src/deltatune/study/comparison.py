@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeAlias
@@ -13,6 +14,7 @@ from deltatune.core.errors import ConfigurationError, UnknownNameError
 from deltatune.core.grammar import parse
 from deltatune.study.cell import Arm, Cell, CellResult, Strict
 from deltatune.study.runner import Execute, Outcome, Together, Watch, run
+from deltatune.study.search import Rates, Search
 from deltatune.study.select import Choice, Grid, beyond, choose
 from deltatune.study.source import code_version
 from deltatune.study.store import Note, Store
@@ -38,7 +40,8 @@ class Comparison(Strict):
         seeds: the first n whole numbers.
         budget: of every cell, "300 steps".
         settings: of every cell; the learning rate is set for each arm.
-        grid: the learning rates that every arm tries, with `selection_seeds` seeds.
+        grid: the learning rates that every arm tries, with `selection_seeds` seeds; or how many of
+            them are searched between two bounds.
         selection_seeds: seeds that the choice of the learning rate is made with.
         search_tasks: where the learning rates are tried; all tasks if there is none.
         extend: how many values may be added to an arm's grid while its best value is at an edge.
@@ -54,7 +57,7 @@ class Comparison(Strict):
     seeds: Annotated[int, Field(ge=1)] = 1
     budget: str = "300 steps"
     settings: Settings = Settings()
-    grid: Grid = Grid()
+    grid: Rates = Grid()
     selection_seeds: Annotated[int, Field(ge=1)] = 1
     search_tasks: tuple[str, ...] = ()
     extend: Annotated[int, Field(ge=0)] = 0
@@ -89,6 +92,10 @@ class Comparison(Strict):
             raise ConfigurationError(
                 "A rate for each task is searched on each of them. Leave search_tasks out, or "
                 "choose one rate for each arm with per='arm'."
+            )
+        if self.extend and isinstance(self.grid, Search):
+            raise ConfigurationError(
+                f"A search keeps to its bounds, {self.grid}. Widen them, or leave extend out."
             )
         return self
 
@@ -162,12 +169,12 @@ def run_comparison(
         return run(cells, execute, store, together=together, retry=again, watch=watch)
 
     search = _Search(comparison, carry_out, store, name, describe)
-    if len(comparison.grid.values) > 1:
-        search.try_grids()
+    if comparison.grid.tried:
+        search.try_rates()
         for _ in range(comparison.extend):
             if not search.extend():
                 break
-            search.try_grids()
+            search.try_new()
     return search.run_final()
 
 
@@ -190,8 +197,21 @@ class _Search:
         }
         self._searched: dict[str, tuple[Cell, CellResult | None]] = {}
 
-    def try_grids(self) -> None:
-        """Runs what is new of the grids."""
+    def try_rates(self) -> None:
+        """Runs the grids, or one round of trials after the other."""
+        grid = self.comparison.grid
+        if not isinstance(grid, Search):
+            self.try_new()
+            return
+        for _ in range(grid.trials):
+            for group, rates in self._rates.items():
+                means = self.choice(group).means
+                known = {rate: means.get(rate, -math.inf) for rate in rates}
+                rates.append(grid.propose(preset(group.arm.method), known))
+            self.try_new()
+
+    def try_new(self) -> None:
+        """Runs what is new of the rates."""
         seeds = range(min(self.comparison.selection_seeds, self.comparison.seeds))
         tasks = self.comparison.search_tasks or self.comparison.tasks
         cells = {cell.id: cell for cell in self._cells(self._rates, seeds, tasks)}

@@ -47,7 +47,7 @@ def findings(store: Store) -> Findings:
         sections += [replace(one, title=f"{ahead}{one.title}") for one in page.sections(summary)]
     return Findings(
         title=f"{experiment.name.capitalize()}: {experiment.shows}",
-        subtitle=f"Beside {experiment.paper} of the paper, made by deltatune.",
+        subtitle=f"Beside {experiment.paper or 'nothing'} of the paper, made by deltatune.",
         facts=tuple(facts),
         sections=tuple(sections),
         failures=len({f.id for summary in found.values() for f in summary.failures}),

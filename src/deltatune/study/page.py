@@ -24,6 +24,7 @@ from deltatune.study.section import (
     Table,
     Value,
 )
+from deltatune.study.select import Grid
 from deltatune.study.summary import Row, Summary
 from deltatune.study.table import RATIO, percent, remarks
 
@@ -118,7 +119,7 @@ def _rates_in_words(summary: Summary) -> str:
         return f"{found} values for each arm, the best on validation{on} ({grid})"
     if not grid.relative:
         return f"{grid} for every arm"
-    return "the preset of each method" + ("" if grid.values == (1.0,) else f", {grid}")
+    return "the preset of each method" + ("" if grid == Grid() else f", {grid}")
 
 
 def _scores(summary: Summary, backbone: str) -> Section:

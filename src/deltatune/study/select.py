@@ -52,6 +52,11 @@ class Grid(Strict):
     def __str__(self) -> str:
         return ",".join(f"{'x' if self.relative else ''}{value:g}" for value in self.values)
 
+    @property
+    def tried(self) -> int:
+        """How many values each arm tries on validation; 0 where there is nothing to choose."""
+        return len(self.values) if len(self.values) > 1 else 0
+
     def rates(self, preset: float) -> tuple[float, ...]:
         """Returns the learning rates for an arm with this preset, rising."""
         factor = preset if self.relative else 1.0

@@ -9,12 +9,14 @@ import typer
 from deltatune.cli.study.experiments import EXPERIMENTS, command_of
 from deltatune.cli.study.export import export
 from deltatune.cli.study.query import query
+from deltatune.cli.study.run import run
 from deltatune.cli.study.status import status
 
 __all__ = ["COMMANDS", "build"]
 
 COMMANDS: dict[str, Callable[..., None]] = {
     **{name: command_of(name) for name in EXPERIMENTS},
+    "run": run,
     "status": status,
     "query": query,
     "export": export,

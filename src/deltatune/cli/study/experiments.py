@@ -40,7 +40,7 @@ from deltatune.cli.output import resumable, show, warn
 if TYPE_CHECKING:
     from deltatune.study.experiment import Study
 
-__all__ = ["EXPERIMENTS", "command_of"]
+__all__ = ["EXPERIMENTS", "carry_out", "command_of", "show_plan"]
 
 # Here as text, so that the list of commands costs no import; a test holds them to the experiments.
 EXPERIMENTS: Mapping[str, str] = MappingProxyType(
@@ -108,17 +108,18 @@ def command_of(name: str) -> Callable[..., None]:
         slots, cache = values.pop("together", None), trunk_cache_of(values)
         study = experiment.study(**fields_of(values))
         if dry_run:
-            _show_plan(study)
+            show_plan(study)
             return
         how = {"together": 1 if slots is None else int(slots), "trunk_cache": cache}
-        _run(study, folder, data=source, retry=retry, **how)
+        carry_out(study, folder, data=source, retry=retry, **how)
 
     told = EXPERIMENTS[name]
     command.__doc__ = f"{told[0].upper()}{told[1:]}."
     return command
 
 
-def _run(study: Study, folder: Path, **how: object) -> None:
+def carry_out(study: Study, folder: Path, **how: object) -> None:
+    """Runs a study, shows it and writes its page; exit code 1 if cells failed."""
     from deltatune import api
     from deltatune.cli.progress import choose_watch
     from deltatune.cli.sections import as_text
@@ -137,14 +138,15 @@ def _run(study: Study, folder: Path, **how: object) -> None:
         raise typer.Exit(1)
 
 
-def _show_plan(study: Study) -> None:
+def show_plan(study: Study) -> None:
+    """Says what would be run."""
     for name, part in study.parts.items():
-        searched = len(part.search_tasks) or len(part.tasks)
-        grid = len(part.grid.values) if len(part.grid.values) > 1 else 0
+        searched = len(part.arms) * (len(part.search_tasks) or len(part.tasks))
+        final = len(part.arms) * len(part.tasks) * part.seeds
         show(
             f"{name or study.experiment}: {len(part.methods)} methods on {len(part.backbones)}"
             f" backbones and {len(part.tasks)} tasks, {part.budget}, {part.seeds} seeds; "
-            f"{len(part.arms) * searched * grid * part.selection_seeds} cells to choose learning "
-            f"rates, then at most {len(part.arms) * len(part.tasks) * part.seeds}"
+            f"{searched * part.grid.tried * part.selection_seeds} cells to choose learning rates, "
+            f"then at most {final}"
         )
         show(*(f"  {method}" for method in part.methods))

@@ -13,6 +13,7 @@ from deltatune.study.experiments import (
     efficiency,
     forgetting,
     gap,
+    grid,
     performance,
     review,
     scale,
@@ -39,6 +40,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         size,
         review,
         forgetting,
+        grid,
     )
 }
 

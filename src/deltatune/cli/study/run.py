@@ -1,0 +1,84 @@
+"""`deltatune study run`: a study that a file describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from deltatune.cli.compare import fields_of
+from deltatune.cli.options import (
+    Data,
+    DryRun,
+    Out,
+    Retry,
+    Set,
+    Slots,
+    Trunk,
+    gather,
+    requested,
+    trunk_cache_of,
+)
+from deltatune.cli.study.experiments import carry_out, show_plan
+
+__all__ = ["run"]
+
+# What a file may say beside the options of this command.
+_KEYS = (
+    *("experiment", "backbone", "tasks", "methods", "at", "steps", "budget", "budgets", "seeds"),
+    *("learning_rates", "search_tasks", "selection_seeds", "extend", "per", "batch_size"),
+    *("protocol", "protocols", "train_rows", "validation_rows", "test_rows"),
+)
+
+
+def run(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="YAML file.", metavar="FILE")],
+    together: Slots = None,
+    trunk_cache: Trunk = None,
+    data: Data = None,
+    out: Out = None,
+    retry: Retry = False,
+    changes: Set = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a study that a file describes.
+
+    Its keys are the options of `compare`, with underscores; `protocols` and `budgets` for several
+    of them; `experiment` for one of the others, instead of a plain grid.
+    """
+    given: dict[str, Any] = {**dict.fromkeys(_KEYS), **requested(context, but="file")}
+    values = gather(file, changes, given, needed=("out",))
+    folder, source = Path(values.pop("out")), values.pop("data", None)
+    slots, cache = values.pop("together", None), trunk_cache_of(values)
+    study = _study(values)
+    if dry_run:
+        show_plan(study)
+        return
+    how = {"together": 1 if slots is None else int(slots), "trunk_cache": cache}
+    carry_out(study, folder, data=source, retry=retry, **how)
+
+
+def _study(values: dict[str, Any]) -> Any:
+    from deltatune.core.errors import ConfigurationError
+    from deltatune.study.comparison import Comparison
+    from deltatune.study.experiments import find_experiment
+    from deltatune.study.experiments.grid import crossed
+
+    name = values.pop("experiment", None)
+    protocols, budgets = (_several(values, key) for key in ("protocols", "budgets"))
+    fields = fields_of(values)
+    if name is None:
+        return crossed(Comparison(**fields), protocols, budgets)
+    if protocols or budgets:
+        raise ConfigurationError(
+            f"The experiment {name!r} has one protocol and one budget. Give `protocol` and "
+            "`budget`, or leave `experiment` out."
+        )
+    return find_experiment(str(name)).study(**fields)
+
+
+def _several(values: dict[str, Any], key: str) -> list[str]:
+    found = values.pop(key, None) or []
+    return [str(one) for one in (found if isinstance(found, list) else [found])]
