@@ -19,6 +19,7 @@ from deltatune.study.experiments.convergence import area, reached
 from deltatune.study.experiments.grid import crossed
 from deltatune.study.experiments.performance import PRINTED, paper_averages
 from deltatune.study.experiments.transfer import alike, relative
+from deltatune.study.findings import findings
 from deltatune.study.section import HeatMap, Section, Table
 from deltatune.study.store import MemoryStore, Store
 from deltatune.study.summary import Spread
@@ -264,3 +265,16 @@ def test_a_grid_crosses_protocols_and_budgets_and_shows_what_protocols_do() -> N
     assert len(EXPERIMENTS["grid"].sections(summaries(store))) == 2
     with pytest.raises(ConfigurationError, match="stands twice"):
         crossed(base, ["clean", "clean"], [])
+
+
+def test_a_report_says_once_what_holds_for_all_parts_and_nothing_of_untrained_ones() -> None:
+    store = MemoryStore()
+    run_study(wanted("combination", methods=("prompt", "bitfit")), measured, store)
+    found = findings(store)
+    facts = dict(found.facts)
+    assert facts["Rows"] == "protocol clean"
+    assert facts["Seeds"] == "all rows: 2; 16 of each label: 2; untuned: 1"
+    titles = [section.title for section in found.sections]
+    assert any(title.startswith("all rows: Scores") for title in titles)
+    assert not any(title.startswith("untuned") for title in titles)
+    assert found.failures == 0

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltatune.study import page
-from deltatune.study.experiment import studied, summaries
+from deltatune.study.experiment import Summaries, studied, summaries
 from deltatune.study.experiments import find_experiment
 from deltatune.study.report import write
 from deltatune.study.section import Section
 from deltatune.study.store import Store
+from deltatune.training.budget import Nothing
 
 __all__ = ["Findings", "findings", "write_findings"]
+
+NOTHING = str(Nothing())
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,30 @@ def findings(store: Store) -> Findings:
     study, found = studied(store), summaries(store)
     experiment = find_experiment(study.experiment)
     sections = experiment.sections(found) if found else []
-    facts: list[tuple[str, str]] = []
     for name, summary in found.items():
-        ahead = f"{name}: " if name else ""
-        facts += [(f"{ahead}{fact}", value) for fact, value in page.facts(summary)]
-        sections += [replace(one, title=f"{ahead}{one.title}") for one in page.sections(summary)]
+        if summary.comparison.budget != NOTHING:  # else there are no curves and costs to show
+            ahead = f"{name}: " if name else ""
+            sections += [replace(s, title=f"{ahead}{s.title}") for s in page.sections(summary)]
     return Findings(
         title=f"{experiment.name.capitalize()}: {experiment.shows}",
         subtitle=f"Beside {experiment.paper or 'nothing'} of the paper, made by deltatune.",
-        facts=tuple(facts),
+        facts=tuple(_facts(found)),
         sections=tuple(sections),
         failures=len({f.id for summary in found.values() for f in summary.failures}),
     )
+
+
+def _facts(found: Summaries) -> Iterator[tuple[str, str]]:
+    """What holds for all parts once, and the rest by part."""
+    by_name: dict[str, dict[str, str]] = {}
+    for part, summary in found.items():
+        for name, value in page.facts(summary):
+            by_name.setdefault(name, {})[part] = value
+    for name, values in by_name.items():
+        if len({*values.values()}) == 1 and len(values) == len(found):
+            yield name, next(iter(values.values()))
+        else:
+            yield name, "; ".join(f"{part}: {value}" for part, value in values.items())
 
 
 def write_findings(found: Findings, path: str | os.PathLike[str]) -> Path:

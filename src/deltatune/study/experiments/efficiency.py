@@ -20,13 +20,13 @@ MIB = 2**20
 
 
 def _parts(base: Comparison) -> Parts:
-    """Nothing is trained but the steps that are measured."""
+    """Nothing is trained but the steps that are measured, on the text of one task."""
 
     def measured(rows: int, tokens: int) -> Comparison:
         few = {"train_rows": 64, "validation_rows": 1, "test_rows": 1}
         options = {**few, **base.options, "profile_rows": rows, "profile_tokens": tokens}
         changes = {"budget": "nothing", "seeds": 1, "grid": Grid(), "options": options}
-        return base.model_copy(update=changes)
+        return base.model_copy(update={**changes, "tasks": base.tasks[:1]})
 
     by_batch = {f"batch {rows}": measured(rows, LENGTH) for rows in BATCHES}
     return by_batch | {f"length {tokens}": measured(ROWS, tokens) for tokens in LENGTHS}

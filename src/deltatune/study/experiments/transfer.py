@@ -87,7 +87,7 @@ def _section(summary: Summary, arm: Arm) -> Section:
         Column("commonest label", "score"),
         Column("its own delta", "score"),
         Column("best other"),
-        Column("its share", "score"),
+        Column("its share", "percent"),
     )
     rows: list[tuple[Value, ...]] = []
     for j, target in enumerate(tasks):
