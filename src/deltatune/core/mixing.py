@@ -41,6 +41,9 @@ def mixed_sites(model: nn.Module, mixer: Method, members: Iterable[Part]) -> lis
                     f"{mixer.name} weighs by the features that a site reads, and {site.path} reads "
                     f"ids. Choose a target of {part.method.name} without it."
                 )
+            if part.method.face == "attend" and width:
+                # It is weighed by what the attention reads, not by what its keys are made of.
+                site = replace(site, inputs=width)
             name = _name(part.method, site)
             count = found[name].members if name in found else 0
             found[name] = replace(site, name=name, members=count + 1, width=width)
@@ -107,6 +110,9 @@ def weights_of(link: Link, x: Tensor, z: Tensor | None) -> Tensor:
     """The weights of a mixer's members, [rows, ..., members], its strength in them; zero in rows
     without a delta. For `x` and `z` see `Method.mix`.
     """
+    if x.dim() == 4 and x.shape[1] == 1:  # a head for itself, as multi-head latent attention has
+        alone = None if z is None else z.squeeze(1)
+        return weights_of(link, x.squeeze(1), alone).unsqueeze(1)
     rows = link.rows(x.shape[0])
     none = x.new_zeros(*x.shape[:-1], link.site.members)
     if rows.empty:

@@ -43,8 +43,16 @@ class PerThread(Generic[T]):
     @contextmanager
     def set(self, value: T) -> Iterator[None]:
         """Within it `get` gives `value` to this thread."""
+        latest = self._latest
+        if torch.compiler.is_compiling():  # which knows of no threads
+            self._latest = value
+            try:
+                yield
+            finally:
+                self._latest = latest
+            return
         thread = threading.get_ident()
-        before, latest = self._own.get(thread), self._latest
+        before = self._own.get(thread)
         held = thread in self._own
         self._own[thread] = self._latest = value
         try:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from deltatune.core.text import Text
 
 
+# What multi-head latent attention makes anew of its cache for every token.
+_CACHED = ("k", "v", "k&v")
+
+
 @register("x_lora")
 @dataclass(frozen=True, kw_only=True)
 class XLoRA(Mixer):
@@ -51,6 +55,11 @@ class XLoRA(Mixer):
             raise TargetError(
                 "x_lora weighs by the last hidden states of the backbone, and its configuration "
                 "names no hidden_size. Use route, which reads what a site reads."
+            )
+        if site.inputs != site.width and site.place is not None and site.place.part in _CACHED:
+            raise TargetError(
+                f"x_lora: {site.path} reads the latent vectors of all tokens so far, and there are "
+                "weights for the new ones alone. Choose members without it, or use gate."
             )
         own = {"W": normal(site.members, site.width, std=0.02), "b": zeros(site.members)}
         return {name: replace(leaf, tie=tie) for name, leaf in own.items()}
