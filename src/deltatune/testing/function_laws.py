@@ -79,9 +79,7 @@ def law_gradients(case: Case, folder: Path) -> None:
 
 
 def law_trains(case: Case, folder: Path) -> None:
-    """A bare PyTorch loop brings the loss down. It may rise again where a step moves tokens to other
-    experts.
-    """
+    """A bare PyTorch loop brings the loss down. It may rise again where tokens change experts."""
     del folder
     with case.attached(moved=False) as (model, delta):
         batch = case.kin.batch()
