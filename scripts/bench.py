@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from benchmarks import (  # noqa: E402
     trunk,
 )
 from benchmarks.harness import Row, Size, machine, versions  # noqa: E402
+from revision import revision  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
@@ -117,12 +117,11 @@ def _part(part: str, size: Size, dtype: str) -> dict[str, Any]:
     key = f"{code_version()} {part} {size.name} {dtype}"
     if found := _kept(key):
         return found
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     rows: list[dict[str, Any]] = []
     for row in PARTS[part](size):
         rows.append(row.as_json())
         print(json.dumps(rows[-1]), flush=True)
-    found = {"key": key, "commit": git.stdout.strip(), "rows": rows}
+    found = {"key": key, "commit": revision(), "rows": rows}
     KEPT.parent.mkdir(exist_ok=True)
     with KEPT.open("a") as file:
         print(json.dumps(found), file=file)

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from revision import revision
 from rich.console import Console
 
 from deltatune import api
@@ -147,7 +148,7 @@ def _page(
             f"came, with its gradients. In {shared} something is computed",
             "once for all rows of a batch; `slots` accepts there that a site refuses several "
             "slots in one batch.",
-            "Made by `make matrix`.",
+            f"Made by `make matrix` at revision {revision()}.",
             "",
             head,
             "|" + "---|" * (len(families) + 2),

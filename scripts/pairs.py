@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from revision import revision
 from rich.console import Console
 
 from deltatune.core.card import find_card
@@ -91,6 +92,8 @@ def page(table: dict[tuple[str, str], str], names: list[str]) -> str:
             f"- {SIGNS[SUMMED]} a part acts on activations, or merging is refused: "
             f"{counts[SUMMED]} pairs.",
             f"- [n] refused, with the sentence below: {refused} pairs.",
+            "",
+            f"Made at revision {revision()}.",
             "",
             f"| first | {' | '.join(f'`{name}`' for name in names)} |",
             f"|---|{'---|' * len(names)}",
