@@ -81,7 +81,7 @@ def test_the_options_are_these(call: Call) -> None:
         | rows
         | request
         | {"tasks", "methods", "seeds", "learning-rates", "search-tasks", "extend", "per"}
-        | {"report", "retry", "together", "trunk-cache"},
+        | {"report", "retry", "together", "trunk-cache", "on"},
         "plan": request | {"backbone", "method", "at"},
         "methods": set(),
         "tasks": {"data", "protocol", "check"},
@@ -91,7 +91,7 @@ def test_the_options_are_these(call: Call) -> None:
         "study export": {"format", "out"},
     }
     experiment = study | rows | request | {"tasks", "methods", "seeds", "learning-rates", "extend"}
-    experiment |= {"retry", "together", "trunk-cache"}
+    experiment |= {"retry", "together", "trunk-cache", "on"}
     expected |= {f"study {name}": experiment for name in EXPERIMENTS}
     without_json = {"study export", *(f"study {name}" for name in EXPERIMENTS)}
     for name in [*COMMANDS, *(f"study {name}" for name in studies.COMMANDS)]:
@@ -122,6 +122,13 @@ def test_a_mistake_is_one_line_and_code_2(words: tuple[str, ...], message: str, 
     assert (code, out) == (2, "")
     assert err.startswith("deltatune: ") and err.count("\n") == 1
     assert message in err
+
+
+def test_a_file_may_say_where(tmp_path: Path) -> None:
+    """YAML takes `on` for a truth value."""
+    file = tmp_path / "run.yaml"
+    file.write_text("on: ray\n")
+    assert gather(file, None, {"on": None}) == {"on": "ray"}
 
 
 def test_an_unknown_option_or_command_is_code_2(call: Call) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.study.test_store import done, failed, make_cell
 
 from deltatune.study.status import status
-from deltatune.study.store import MemoryStore, Note
+from deltatune.study.store import Claim, MemoryStore, Note
 
 
 def test_cells_are_done_failed_running_or_waiting() -> None:
@@ -40,8 +40,9 @@ def test_the_last_note_of_every_name_counts() -> None:
 
 def test_processes_share_what_is_left() -> None:
     class Busy(MemoryStore):
-        def claimed(self) -> dict[str, str]:
-            return {"a": "host:1", "b": "host:1", "c": "host:2", "d": ""}
+        def claimed(self) -> dict[str, Claim]:
+            workers = {"a": "host:1", "b": "host:1", "c": "host:2", "d": ""}
+            return {key: Claim(worker) for key, worker in workers.items()}
 
     store = Busy()
     store.append(done(0))

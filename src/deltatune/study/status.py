@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deltatune.study.store import Done, Failed, Note, Store
+from deltatune.study.store import Claim, Done, Failed, Note, Store
 
 __all__ = ["Status", "status"]
 
@@ -18,7 +18,7 @@ class Status:
     Attributes:
         done: cells that ran to their end.
         failures: of the cells that failed and are not tried again just now.
-        running: id -> "host:process" of those that a process is working on.
+        running: id -> claim of those that a process is working on.
         waiting: planned so far and not begun. A comparison plans its last part, with all seeds,
             when the learning rates are chosen.
         mean_seconds: of a cell that is done, training and evaluation; None if there is none.
@@ -26,7 +26,7 @@ class Status:
 
     done: int
     failures: tuple[Failed, ...]
-    running: Mapping[str, str]
+    running: Mapping[str, Claim]
     waiting: int
     mean_seconds: float | None
 
@@ -38,7 +38,7 @@ class Status:
     @property
     def processes(self) -> int:
         """How many are at work."""
-        return len({writer for writer in self.running.values() if writer})
+        return len({claim.worker for claim in self.running.values() if claim.worker})
 
     @property
     def seconds_left(self) -> float | None:
@@ -56,7 +56,7 @@ def status(store: Store) -> Status:
     recorded = dict(store.recorded())
     done = [record for record in recorded.values() if isinstance(record, Done)]
     running = {
-        key: writer for key, writer in claimed.items() if not isinstance(recorded.get(key), Done)
+        key: claim for key, claim in claimed.items() if not isinstance(recorded.get(key), Done)
     }
     failures = tuple(
         record

@@ -20,6 +20,7 @@ from deltatune.cli.options import (
     DryRun,
     Extend,
     Methods,
+    On,
     Out,
     Protocol,
     Rates,
@@ -88,6 +89,7 @@ def command_of(name: str) -> Callable[..., None]:
         batch_size: BatchSize = None,
         together: Slots = None,
         trunk_cache: Trunk = None,
+        on: On = None,
         protocol: Protocol = None,
         data: Data = None,
         train_rows: Rows = None,
@@ -106,12 +108,13 @@ def command_of(name: str) -> Callable[..., None]:
         values = gather(config, changes, requested(context), needed=(*needed, "out"))
         folder, source = Path(values.pop("out")), values.pop("data", None)
         slots, cache = values.pop("together", None), trunk_cache_of(values)
+        place = values.pop("on", None)
         study = experiment.study(**fields_of(values))
         if dry_run:
             _show_plan(study)
             return
         how = {"together": 1 if slots is None else int(slots), "trunk_cache": cache}
-        _run(study, folder, data=source, retry=retry, **how)
+        _run(study, folder, data=source, on=place, retry=retry, **how)
 
     told = EXPERIMENTS[name]
     command.__doc__ = f"{told[0].upper()}{told[1:]}."
