@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -106,19 +106,27 @@ def command_of(name: str) -> Callable[..., None]:
         experiment = find_experiment(name)
         needed = [option for option, field in _FIELDS.items() if field not in experiment.defaults]
         values = gather(config, changes, requested(context), needed=(*needed, "out"))
-        folder, source = Path(values.pop("out")), values.pop("data", None)
-        slots, cache = values.pop("together", None), trunk_cache_of(values)
-        place = values.pop("on", None)
+        folder, how = Path(values.pop("out")), _how(values)
         study = experiment.study(**fields_of(values))
         if dry_run:
             _show_plan(study)
             return
-        how = {"together": 1 if slots is None else int(slots), "trunk_cache": cache}
-        _run(study, folder, data=source, on=place, retry=retry, **how)
+        _run(study, folder, retry=retry, **how)
 
     told = EXPERIMENTS[name]
     command.__doc__ = f"{told[0].upper()}{told[1:]}."
     return command
+
+
+def _how(values: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of a request how and where its cells are trained."""
+    slots = values.pop("together", None)
+    return {
+        "data": values.pop("data", None),
+        "together": 1 if slots is None else int(slots),
+        "trunk_cache": trunk_cache_of(values),
+        "on": values.pop("on", None),
+    }
 
 
 def _run(study: Study, folder: Path, **how: object) -> None:
