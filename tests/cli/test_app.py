@@ -44,7 +44,7 @@ def test_the_module_is_the_command() -> None:
 def test_the_commands_are_these_and_each_says_what_it_does(call: Call) -> None:
     assert list(COMMANDS) == ["train", "eval", "compare", "plan", "methods", "tasks", "doctor"]
     assert list(GROUPS) == ["study"]
-    assert {"status", "query", "export"} <= set(studies.COMMANDS)
+    assert {"status", "watch", "query", "export"} <= set(studies.COMMANDS)
     code, out, _ = call("--help")
     assert code == 0
     _, inner, _ = call("study", "--help")
@@ -87,13 +87,14 @@ def test_the_options_are_these(call: Call) -> None:
         "tasks": {"data", "protocol", "check"},
         "doctor": {"data"},
         "study status": {"traces"},
+        "study watch": {"page", "port"},
         "study query": {"csv"},
         "study export": {"format", "out"},
     }
     experiment = study | rows | request | {"tasks", "methods", "seeds", "learning-rates", "extend"}
     experiment |= {"retry", "together", "trunk-cache", "on"}
     expected |= {f"study {name}": experiment for name in EXPERIMENTS}
-    without_json = {"study export", *(f"study {name}" for name in EXPERIMENTS)}
+    without_json = {"study export", "study watch", *(f"study {name}" for name in EXPERIMENTS)}
     for name in [*COMMANDS, *(f"study {name}" for name in studies.COMMANDS)]:
         _, out, _ = call(*name.split(), "--help")
         words = out.replace(",", " ").split()

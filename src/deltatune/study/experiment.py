@@ -22,7 +22,16 @@ from deltatune.study.section import Section
 from deltatune.study.store import Note, Store
 from deltatune.study.summary import Summary, summarise
 
-__all__ = ["Experiment", "Parts", "Study", "Summaries", "run_study", "studied", "summaries"]
+__all__ = [
+    "STUDY",
+    "Experiment",
+    "Parts",
+    "Study",
+    "Summaries",
+    "run_study",
+    "studied",
+    "summaries",
+]
 
 STUDY = "study"  # the name under which a store keeps which study it is
 

@@ -10,12 +10,14 @@ from deltatune.cli.study.experiments import EXPERIMENTS, command_of
 from deltatune.cli.study.export import export
 from deltatune.cli.study.query import query
 from deltatune.cli.study.status import status
+from deltatune.cli.study.watch import watch
 
 __all__ = ["COMMANDS", "build"]
 
 COMMANDS: dict[str, Callable[..., None]] = {
     **{name: command_of(name) for name in EXPERIMENTS},
     "status": status,
+    "watch": watch,
     "query": query,
     "export": export,
 }
