@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import shutil
 import threading
 import time
 import urllib.request
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.study.fake import execute
@@ -167,31 +167,19 @@ def test_a_port_that_is_taken_is_said(server: PageServer, store: JournalStore) -
     assert server.server_address[0] == "127.0.0.1"
 
 
-def test_the_page_shows_texts_as_they_are(server: PageServer, store: JournalStore) -> None:
-    """In a browser: what the study says appears, is updated, and runs nothing."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-    driver = shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip("needs chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu"):
-        options.add_argument(argument)
-    service = webdriver.ChromeService(driver)
-    browser = webdriver.Chrome(options=options, service=service)
-    try:
-        browser.get(server.address)
-        _wait_for(lambda: browser.title == "Study: 3 of 6 cells")
-        cell = make_cell(5).model_copy(update={"method": HOSTILE})
-        store.append(Done(id=make_cell(5).id, cell=cell, result=execute(make_cell(5))))
-        _wait_for(lambda: browser.title == "Study: 4 of 6 cells")
-        assert HOSTILE in browser.find_element("id", "recent").text
-        assert "there:2" in browser.find_element("id", "at_work").text
-        assert "TrainingError: no" in browser.find_element("id", "failures").text
-        assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    finally:
-        browser.quit()
+def test_the_page_shows_texts_as_they_are(
+    browser: Any, server: PageServer, store: JournalStore
+) -> None:
+    """What the study says appears, is updated, and runs nothing."""
+    browser.get(server.address)
+    _wait_for(lambda: browser.title == "Study: 3 of 6 cells")
+    cell = make_cell(5).model_copy(update={"method": HOSTILE})
+    store.append(Done(id=make_cell(5).id, cell=cell, result=execute(make_cell(5))))
+    _wait_for(lambda: browser.title == "Study: 4 of 6 cells")
+    assert HOSTILE in browser.find_element("id", "recent").text
+    assert "there:2" in browser.find_element("id", "at_work").text
+    assert "TrainingError: no" in browser.find_element("id", "failures").text
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
 def _wait_for(holds: object, seconds: float = 20) -> None:
