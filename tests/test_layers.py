@@ -49,7 +49,7 @@ TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "study": (
         frozenset({"core", "tasks", "training", "evaluation"}),
         frozenset({"pydantic", "rich", "jinja2", "markupsafe", "matplotlib", "numpy", "scipy"})
-        | frozenset({"duckdb", "optuna", "pyarrow"}),
+        | frozenset({"duckdb", "optuna", "pyarrow", "ray"}),
     ),
     "execution": (
         frozenset({"backbones", "core", "evaluation", "methods", "study", "tasks", "training"}),

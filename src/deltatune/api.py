@@ -23,6 +23,7 @@ from deltatune.core.method import Method
 from deltatune.core.plan import Plan
 from deltatune.core.plan import plan as plan_expression
 from deltatune.study.cell import Cell, CellResult
+from deltatune.study.cluster import open_pool
 from deltatune.study.comparison import Comparison, run_comparison
 from deltatune.study.runner import Watch
 from deltatune.study.summary import Summary, summarise
@@ -32,8 +33,10 @@ from deltatune.training.settings import Settings
 from deltatune.training.trunk_cache import TrunkCache
 
 if TYPE_CHECKING:
+    from deltatune.execution.studying import Workplace
     from deltatune.study.experiment import Study
     from deltatune.study.findings import Findings
+    from deltatune.study.store import JournalStore
 
 __all__ = [
     "attach",
@@ -351,6 +354,7 @@ def compare(
     data: str | Path | None = None,
     together: int = 1,
     trunk_cache: TrunkCache | None = None,
+    on: str | None = None,
     retry: bool = False,
     watch: Watch | None = None,
 ) -> Summary:
@@ -364,25 +368,28 @@ def compare(
             that each would have alone, up to the order of sums; their times are shares of what all
             took, and their memory is not measured.
         trunk_cache: see `train`; in memory, it serves one cell after the other.
+        on: where cells are trained: "ray" or "ray:ADDRESS", the workers of a Ray cluster; None: in
+            this process. Results are recorded here; a delta stays on the machine that trained it,
+            if that has no file system in common with this one, and `artefact` names the machine.
         retry: whether cells that failed before this call are tried again.
         watch: told of every cell.
 
     Raises:
         ConfigurationError: `together` is less than 1.
+        UnknownNameError, UnsupportedError, StateError: of `on`, see `study.cluster.open_pool`.
     """
-    from deltatune.execution.studying import Workplace
-
-    place = Workplace(Path(folder), data, together, trunk_cache)
-    store = place.store
-    run_comparison(
-        comparison,
-        place.execute,
-        store,
-        describe=place.describe,
-        together=place.together,
-        retry=retry,
-        watch=watch,
-    )
+    place, store = _workplace(folder, data, together, trunk_cache, on)
+    with open_pool(on, place.describe) as pool:
+        run_comparison(
+            comparison,
+            place.execute,
+            store,
+            describe=place.describe,
+            together=place.together,
+            pool=pool,
+            retry=retry,
+            watch=watch,
+        )
     return summarise(store)
 
 
@@ -393,6 +400,7 @@ def study(
     data: str | Path | None = None,
     together: int = 1,
     trunk_cache: TrunkCache | None = None,
+    on: str | None = None,
     retry: bool = False,
     watch: Watch | None = None,
 ) -> Findings:
@@ -404,26 +412,46 @@ def study(
         data: see `train`.
         together: see `compare`.
         trunk_cache: see `compare`.
+        on: see `compare`.
         retry: see `compare`.
         watch: told of every cell.
 
     Raises:
         ConfigurationError: `together` is less than 1.
         StateError: the folder holds another study.
+        UnknownNameError, UnsupportedError, StateError: of `on`, see `study.cluster.open_pool`.
     """
-    from deltatune.execution.studying import Workplace
     from deltatune.study.experiment import run_study
     from deltatune.study.findings import findings
 
-    place = Workplace(Path(folder), data, together, trunk_cache)
-    store = place.store
-    run_study(
-        wanted,
-        place.execute,
-        store,
-        describe=place.describe,
-        together=place.together,
-        retry=retry,
-        watch=watch,
-    )
+    place, store = _workplace(folder, data, together, trunk_cache, on)
+    with open_pool(on, place.describe) as pool:
+        run_study(
+            wanted,
+            place.execute,
+            store,
+            describe=place.describe,
+            together=place.together,
+            pool=pool,
+            retry=retry,
+            watch=watch,
+        )
     return findings(store)
+
+
+def _workplace(
+    folder: str | Path,
+    data: str | Path | None,
+    together: int,
+    trunk_cache: TrunkCache | None,
+    on: str | None,
+) -> tuple[Workplace, JournalStore]:
+    """How cells are carried out, and the store of their results."""
+    from deltatune.execution.studying import Workplace
+
+    folder = Path(folder)
+    if on is not None:  # a path must be the same one wherever a worker starts
+        folder = folder.absolute()
+        data = data if data in (None, "hub") else Path(data).absolute()
+    place = Workplace(folder, data, together, trunk_cache)
+    return place, place.store

@@ -44,7 +44,7 @@ def test_the_module_is_the_command() -> None:
 def test_the_commands_are_these_and_each_says_what_it_does(call: Call) -> None:
     assert list(COMMANDS) == ["train", "eval", "compare", "plan", "methods", "tasks", "doctor"]
     assert list(GROUPS) == ["study"]
-    assert {"status", "query", "export"} <= set(studies.COMMANDS)
+    assert {"status", "watch", "query", "export"} <= set(studies.COMMANDS)
     code, out, _ = call("--help")
     assert code == 0
     _, inner, _ = call("study", "--help")
@@ -81,20 +81,31 @@ def test_the_options_are_these(call: Call) -> None:
         | rows
         | request
         | {"tasks", "methods", "seeds", "learning-rates", "search-tasks", "extend", "per"}
-        | {"report", "retry", "together", "trunk-cache"},
+        | {"report", "retry", "together", "trunk-cache", "on"},
         "plan": request | {"backbone", "method", "at"},
         "methods": set(),
         "tasks": {"data", "protocol", "check"},
         "doctor": {"data"},
         "study status": {"traces"},
+        "study watch": {"page", "port"},
         "study query": {"csv"},
         "study export": {"format", "out"},
     }
     experiment = study | rows | request | {"tasks", "methods", "seeds", "learning-rates", "extend"}
-    experiment |= {"retry", "together", "trunk-cache"}
+    experiment |= {"retry", "together", "trunk-cache", "on"}
     expected |= {f"study {name}": experiment for name in EXPERIMENTS}
-    expected["study run"] = {"together", "trunk-cache", "data", "out", "retry", "set", "dry-run"}
-    without_json = {"study export", "study run", *(f"study {name}" for name in EXPERIMENTS)}
+    expected["study run"] = {
+        "together",
+        "trunk-cache",
+        "data",
+        "out",
+        "retry",
+        "set",
+        "dry-run",
+        "on",
+    }
+    without_json = {"study export", "study run", "study watch"}
+    without_json |= {f"study {name}" for name in EXPERIMENTS}
     for name in [*COMMANDS, *(f"study {name}" for name in studies.COMMANDS)]:
         _, out, _ = call(*name.split(), "--help")
         words = out.replace(",", " ").split()
@@ -123,6 +134,13 @@ def test_a_mistake_is_one_line_and_code_2(words: tuple[str, ...], message: str, 
     assert (code, out) == (2, "")
     assert err.startswith("deltatune: ") and err.count("\n") == 1
     assert message in err
+
+
+def test_a_file_may_say_where(tmp_path: Path) -> None:
+    """YAML takes `on` for a truth value."""
+    file = tmp_path / "run.yaml"
+    file.write_text("on: ray\n")
+    assert gather(file, None, {"on": None}) == {"on": "ray"}
 
 
 def test_an_unknown_option_or_command_is_code_2(call: Call) -> None:

@@ -114,7 +114,8 @@ def test_doctor_names_what_is_there_and_what_is_missing(
     found = json.loads(out)
     assert found["torch"] == torch.__version__
     assert found["task data"] == f"{tmp_path}: 1 of {len(TASKS)} tasks"
-    assert set(found["extras"]) == {"data", "study", "minilm", "peft", "quantised", "composition"}
+    extras = {"data", "study", "minilm", "peft", "quantised", "composition", "cluster"}
+    assert set(found["extras"]) == extras
     monkeypatch.delenv("DELTATUNE_DATA")
     _, out, _ = call("doctor", "--data", str(tmp_path / "none"))
     assert "there is no such folder" in out

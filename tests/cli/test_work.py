@@ -155,11 +155,12 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
         data: str | None = None,
         together: int = 1,
         trunk_cache: TrunkCache | None = None,
+        on: str | None = None,
         retry: bool = False,
         watch: Watch | None = None,
     ) -> Summary:
         shared = "together" in str(folder)
-        assert together == (8 if shared else 1)
+        assert (together, on) == ((8, "ray:there") if shared else (1, None))
         assert (trunk_cache and trunk_cache.capacity) == (1 << 29 if shared else None)
         store = JournalStore(folder)
         run_comparison(comparison, counted, store, retry=retry, watch=watch)
@@ -199,6 +200,8 @@ def test_cells_are_run_together_where_it_is_asked(
         "8",
         "--trunk-cache",
         "0.5",
+        "--on",
+        "ray:there",
         "--out",
         str(tmp_path / "together"),
     )

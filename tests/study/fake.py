@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
 
 from deltatune.core.errors import TrainingError
 from deltatune.study.cell import Cell, CellResult, Point
+from deltatune.study.store import this_process
 
 TASKS = {
     "glue_sst2": ("Classification/sentiment analysis", "ACC", 0.50, "complete", 1821),
@@ -62,3 +66,27 @@ def execute(cell: Cell) -> CellResult:
         curve=curve,
         versions={"torch": "2.13.0", "transformers": "5.23.0"},
     )
+
+
+@dataclass(frozen=True)
+class Slow:
+    """An `execute` that takes its time, and notes each execution before it begins.
+
+    Attributes:
+        notes: a file, with a line "seed host:process" for each.
+        seconds: of each cell.
+    """
+
+    notes: Path
+    seconds: float
+
+    def __call__(self, cell: Cell) -> CellResult:
+        with open(self.notes, "ab", buffering=0) as file:
+            file.write(f"{cell.seed} {this_process()}\n".encode())
+        time.sleep(self.seconds)
+        return execute(cell)
+
+    def noted(self) -> list[tuple[int, str]]:
+        """Seed and process of each execution, in their order."""
+        lines = self.notes.read_text().splitlines() if self.notes.exists() else []
+        return [(int(seed), worker) for seed, worker in (line.split() for line in lines)]

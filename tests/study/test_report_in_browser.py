@@ -1,11 +1,8 @@
-"""The page of a comparison in Chromium; skipped where there is none, or no selenium."""
+"""The page of a comparison in Chromium."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,13 +14,6 @@ from deltatune.study.report import write
 from deltatune.study.section import Column, Section, Table
 from deltatune.study.store import MemoryStore
 from deltatune.study.summary import Spread, summarise
-
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    BROWSER is None or DRIVER is None, reason="needs chromium and chromedriver"
-)
 
 SORTED = Table(
     "To sort",
@@ -47,27 +37,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     found = [Section("First", parts=(SORTED,)), *sections(summarise(store))]
     path = tmp_path_factory.mktemp("page") / "report.html"
     return write(path, "Title " * 9, "word" * 60, [("fact" * 9, "v" * 200)], found).as_uri()
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
 
 
 def names(browser: Any) -> list[str]:

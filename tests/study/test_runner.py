@@ -14,7 +14,7 @@ from tests.study.test_store import make_cell
 from deltatune.core.errors import ConfigurationError, TrainingError
 from deltatune.study.cell import Cell, CellResult
 from deltatune.study.runner import Event, Together, run
-from deltatune.study.store import Done, Failed, JournalStore, MemoryStore
+from deltatune.study.store import Claim, Done, Failed, JournalStore, MemoryStore
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -142,9 +142,9 @@ def test_failures_of_a_group_stay_too() -> None:
 
 def test_a_failure_of_another_process_just_before_the_claim_is_kept() -> None:
     class Late(MemoryStore):
-        def claim(self, cell_id: str) -> bool:
+        def claim(self, cell_id: str, claim: Claim | None = None) -> bool:
             self.append(Failed(id=cell_id, cell=make_cell(), error="E", message="no"))
-            return super().claim(cell_id)
+            return super().claim(cell_id, claim)
 
     events: list[Event] = []
     outcome = run([make_cell()], execute, Late(), watch=events.append)

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.study.test_store import done, failed, make_cell
 
+from deltatune.study.experiment import STUDY
 from deltatune.study.status import status
-from deltatune.study.store import MemoryStore, Note
+from deltatune.study.store import Claim, MemoryStore, Note
 
 
 def test_cells_are_done_failed_running_or_waiting() -> None:
@@ -38,10 +39,38 @@ def test_the_last_note_of_every_name_counts() -> None:
     assert (status(store).planned, status(store).waiting) == (2, 2)
 
 
+@pytest.mark.parametrize(
+    ("finals", "study", "ended"),
+    [
+        ({}, None, True),
+        ({"a": []}, None, False),
+        ({"a": ["x"]}, None, True),
+        ({"a": ["x"], "b": []}, None, False),
+        ({"a": ["x"]}, {"parts": {"a": {}, "b": {}}}, False),
+        ({"a": ["x"], "b": ["x"]}, {"parts": {"a": {}, "b": {}}}, True),
+    ],
+)
+def test_a_study_ends_when_every_part_has_planned_its_last_cells(
+    finals: dict[str, list[str]], study: dict[str, object] | None, ended: bool
+) -> None:
+    """Between the search and the cells with all seeds nothing waits and nothing runs."""
+    store, ran = MemoryStore(), done(0)
+    store.append(ran)
+    for name, ids in finals.items():
+        value = {"searched": [], "final": [ran.id for _ in ids]}
+        store.append(Note(name=name, value=value))
+    if study is not None:
+        store.append(Note(name=STUDY, value=study))
+    assert status(store).ended is ended
+    store.claim("another cell")
+    assert not status(store).ended
+
+
 def test_processes_share_what_is_left() -> None:
     class Busy(MemoryStore):
-        def claimed(self) -> dict[str, str]:
-            return {"a": "host:1", "b": "host:1", "c": "host:2", "d": ""}
+        def claimed(self) -> dict[str, Claim]:
+            workers = {"a": "host:1", "b": "host:1", "c": "host:2", "d": ""}
+            return {key: Claim(worker) for key, worker in workers.items()}
 
     store = Busy()
     store.append(done(0))

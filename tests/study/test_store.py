@@ -18,7 +18,16 @@ from tests.study.fake import execute
 
 from deltatune.core.errors import DataError, StateError
 from deltatune.study.cell import Cell
-from deltatune.study.store import Done, Failed, JournalStore, MemoryStore, Note, Store, open_study
+from deltatune.study.store import (
+    Claim,
+    Done,
+    Failed,
+    JournalStore,
+    MemoryStore,
+    Note,
+    Store,
+    open_study,
+)
 
 
 def make_cell(seed: int = 0) -> Cell:
@@ -73,18 +82,30 @@ def test_the_last_word_counts(open_store: Callable[[], Store]) -> None:
 
 def test_a_cell_is_claimed_once(open_store: Callable[[], Store]) -> None:
     one, other = open_store(), open_store()
-    assert one.claim("c")
-    assert not one.claim("c")
+    here = Claim(f"{socket.gethostname()}:{os.getpid()}", when="now")
+    there = Claim("there:1", "a cell", "now")
+    assert one.claim("c", here)
+    assert not one.claim("c", there)
     assert not other.claim("c")
-    assert other.claim("d")
-    here = f"{socket.gethostname()}:{os.getpid()}"
-    assert one.claimed() == other.claimed() == {"c": here, "d": here}
+    assert other.claim("d", there)
+    assert one.claimed() == other.claimed() == {"c": here, "d": there}
     one.release("c")
-    assert one.claimed() == {"d": here}
+    assert one.claimed() == {"d": there}
     assert other.claim("c")
+    said = one.claimed()["c"]
+    assert (said.worker, said.cell) == (here.worker, "") and said.when
     other.release("c")
     other.release("d")
     assert not one.claimed()
+
+
+@pytest.mark.parametrize("content", ["", '{"worker": "a:', "a:1", "5", '{"other": 1}'])
+def test_a_claim_that_is_half_written_is_one(content: str, tmp_path: Path) -> None:
+    store = JournalStore(tmp_path)
+    assert store.claim("c")
+    (tmp_path / "claims" / "c.lock").write_text(content)
+    assert store.claimed() == {"c": Claim("", "", "")}
+    store.release("c")
 
 
 def test_an_open_store_sees_what_others_append(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from deltatune.cli.options import (
     Extend,
     Json,
     Methods,
+    On,
     Out,
     Protocol,
     Rates,
@@ -66,6 +67,7 @@ def compare(
     batch_size: BatchSize = None,
     together: Slots = None,
     trunk_cache: Trunk = None,
+    on: On = None,
     protocol: Protocol = None,
     data: Data = None,
     train_rows: Rows = None,
@@ -92,7 +94,7 @@ def compare(
     folder, source = Path(values.pop("out")), values.pop("data", None)
     wanted = values.pop("together", None)
     together = 1 if wanted is None else int(wanted)
-    cache = trunk_cache_of(values)
+    cache, place = trunk_cache_of(values), values.pop("on", None)
 
     from deltatune import api
     from deltatune.cli.progress import choose_watch
@@ -110,6 +112,7 @@ def compare(
                 data=source,
                 together=together,
                 trunk_cache=cache,
+                on=place,
                 retry=retry,
                 watch=watch,
             )

@@ -23,6 +23,7 @@ EXTRAS = {
     "peft": ("peft", "tests against PEFT"),
     "quantised": ("bitsandbytes", "backbones in NF4"),
     "composition": ("cma", "searches without gradients"),
+    "cluster": ("ray", "studies on several machines"),
 }
 
 

@@ -80,6 +80,12 @@ Slots: TypeAlias = Annotated[
         " is then shared, and memory is not measured."
     ),
 ]
+On: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Train on the workers of a Ray cluster: 'ray', or 'ray:ADDRESS'.", metavar="PLACE"
+    ),
+]
 Out: TypeAlias = Annotated[
     Path | None, typer.Option(help="Folder of the study: journal, deltas, report.html.")
 ]
@@ -183,7 +189,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path} is not YAML: {said}.") from error
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path} must hold keys and values, 'backbone: t5-mini'.")
-    return {str(key).replace("-", "_"): value for key, value in content.items()}
+    # YAML reads `on` as a truth value, and it is the name of an option.
+    return {
+        "on" if key is True else str(key).replace("-", "_"): value for key, value in content.items()
+    }
 
 
 def _value(text: str) -> Any:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from deltatune.study.watching import in_short
+
 if TYPE_CHECKING:
     from deltatune.study.runner import Event, Watch
 
@@ -20,9 +22,7 @@ def describe(event: Event) -> str:
     """Returns an event as a line; "" for those that say nothing new."""
     where = f"[{event.finished}/{event.total}] {event.cell}"
     if event.kind == "done" and event.result is not None:
-        result = event.result
-        score = f"{result.metric} {100 * result.score:.2f}"
-        return f"{where}: {score}, {result.total_seconds:.1f} s"
+        return f"{where}: {in_short(event.result)}"
     if event.kind == "failed":
         return f"{where}: FAILED, {event.error}"
     if event.kind == "kept" and event.error is not None:

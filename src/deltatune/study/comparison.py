@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from deltatune.core.errors import ConfigurationError, UnknownNameError
 from deltatune.core.grammar import parse
 from deltatune.study.cell import Arm, Cell, CellResult, Strict
-from deltatune.study.runner import Execute, Outcome, Together, Watch, run
+from deltatune.study.runner import Execute, Outcome, Pool, Together, Watch, run
 from deltatune.study.search import Rates, Search
 from deltatune.study.select import Choice, Grid, beyond, choose
 from deltatune.study.source import code_version
@@ -140,6 +140,7 @@ def run_comparison(
     name: str = NOTE,
     describe: Describe = lambda backbone, task, protocol: {},
     together: Together | None = None,
+    pool: Pool | None = None,
     retry: bool = False,
     watch: Watch | None = None,
 ) -> Outcome:
@@ -156,6 +157,7 @@ def run_comparison(
         name: of the note in which the store keeps what was compared.
         describe: (backbone, task, protocol) -> further fields of a cell, `revision` and `data`.
         together: runs several cells at once; None: each is run by itself.
+        pool: where they are run; None: in this process.
         retry: whether cells that failed before this call are tried again.
         watch: told of every cell.
 
@@ -166,7 +168,7 @@ def run_comparison(
     again = store.failed() if retry else {}
 
     def carry_out(cells: Iterable[Cell]) -> Outcome:
-        return run(cells, execute, store, together=together, retry=again, watch=watch)
+        return run(cells, execute, store, together=together, pool=pool, retry=again, watch=watch)
 
     search = _Search(comparison, carry_out, store, name, describe)
     if comparison.grid.tried:

@@ -17,12 +17,21 @@ from pydantic import Field
 from deltatune.core.errors import StateError
 from deltatune.study.cell import Strict
 from deltatune.study.comparison import NOTE, Comparison, Describe, run_comparison
-from deltatune.study.runner import Execute, Outcome, Together, Watch
+from deltatune.study.runner import Execute, Outcome, Pool, Together, Watch
 from deltatune.study.section import Section
 from deltatune.study.store import Note, Store
 from deltatune.study.summary import Summary, summarise
 
-__all__ = ["Experiment", "Parts", "Study", "Summaries", "run_study", "studied", "summaries"]
+__all__ = [
+    "STUDY",
+    "Experiment",
+    "Parts",
+    "Study",
+    "Summaries",
+    "run_study",
+    "studied",
+    "summaries",
+]
 
 STUDY = "study"  # the name under which a store keeps which study it is
 
@@ -79,6 +88,7 @@ def run_study(
     *,
     describe: Describe = lambda backbone, task, protocol: {},
     together: Together | None = None,
+    pool: Pool | None = None,
     retry: bool = False,
     watch: Watch | None = None,
 ) -> dict[str, Outcome]:
@@ -104,6 +114,7 @@ def run_study(
             name=_note(name),
             describe=describe,
             together=together,
+            pool=pool,
             retry=retry,
             watch=watch,
         )

@@ -1,4 +1,4 @@
-"""The libraries of the extras `study` and `search`, imported when they are needed."""
+"""The libraries of the extras `study`, `search` and `cluster`, imported when they are needed."""
 
 from __future__ import annotations
 

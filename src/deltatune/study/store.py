@@ -12,10 +12,12 @@ else is an error: something other than a crash did that.
 from __future__ import annotations
 
 import abc
+import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -26,15 +28,42 @@ from pydantic import Field, TypeAdapter, ValidationError
 from deltatune.core.errors import DataError, StateError, UnsupportedError
 from deltatune.study.cell import Cell, CellResult, Strict
 
-__all__ = ["Done", "Failed", "JournalStore", "MemoryStore", "Note", "Record", "Store", "open_study"]
+__all__ = [
+    "Claim",
+    "Done",
+    "Failed",
+    "JournalStore",
+    "MemoryStore",
+    "Note",
+    "Record",
+    "Store",
+    "open_study",
+    "this_process",
+]
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _writer() -> str:
+def this_process() -> str:
+    """Names this process as others see it: "host:process"."""
     return f"{socket.gethostname()}:{os.getpid()}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is told to others of a cell that is being worked on.
+
+    Attributes:
+        worker: "host:process" of who works on it; "" where that is not written yet.
+        cell: in words; "" if that was not said.
+        when: it was claimed.
+    """
+
+    worker: str = field(default_factory=this_process)
+    cell: str = ""
+    when: str = field(default_factory=_now)
 
 
 class _Entry(Strict):
@@ -42,7 +71,7 @@ class _Entry(Strict):
 
     schema_version: Literal[1] = 1
     when: str = Field(default_factory=_now)
-    writer: str = Field(default_factory=_writer)
+    writer: str = Field(default_factory=this_process)
 
 
 class Done(_Entry):
@@ -108,10 +137,14 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
-    def claim(self, cell_id: str) -> bool:
+    def claim(self, cell_id: str, claim: Claim | None = None) -> bool:
         """Takes a cell for the caller; False if someone else has it.
 
         A claim ends with `release` or with the process that holds it, however that ends.
+
+        Args:
+            cell_id: of the cell.
+            claim: what others are told; None: that this process has it.
         """
 
     @abc.abstractmethod
@@ -119,8 +152,8 @@ class Store(abc.ABC):
         """Gives a claimed cell back."""
 
     @abc.abstractmethod
-    def claimed(self) -> dict[str, str]:
-        """Returns id -> "host:process" of the cells that someone is working on at this moment."""
+    def claimed(self) -> dict[str, Claim]:
+        """Returns id -> claim of the cells that someone is working on at this moment."""
 
     def done(self) -> dict[str, Done]:
         """Returns id -> record of the cells that are done, in the order in which they were done."""
@@ -163,7 +196,7 @@ class MemoryStore(Store):
 
     def __init__(self) -> None:
         self._replay = _Replay()
-        self._claimed: set[str] = set()
+        self._claimed: dict[str, Claim] = {}
 
     def append(self, record: Done | Failed | Note) -> None:
         """See `Store.append`."""
@@ -177,19 +210,20 @@ class MemoryStore(Store):
         """See `Store.recorded`."""
         return self._replay.cells
 
-    def claim(self, cell_id: str) -> bool:
+    def claim(self, cell_id: str, claim: Claim | None = None) -> bool:
         """See `Store.claim`."""
-        free = cell_id not in self._claimed
-        self._claimed.add(cell_id)
-        return free
+        if cell_id in self._claimed:
+            return False
+        self._claimed[cell_id] = claim or Claim()
+        return True
 
     def release(self, cell_id: str) -> None:
         """See `Store.release`."""
-        self._claimed.discard(cell_id)
+        self._claimed.pop(cell_id, None)
 
-    def claimed(self) -> dict[str, str]:
+    def claimed(self) -> dict[str, Claim]:
         """See `Store.claimed`."""
-        return dict.fromkeys(sorted(self._claimed), _writer())
+        return dict(sorted(self._claimed.items()))
 
 
 class JournalStore(Store):
@@ -236,7 +270,7 @@ class JournalStore(Store):
         self._read_on()
         return self._replay.cells
 
-    def claim(self, cell_id: str) -> bool:
+    def claim(self, cell_id: str, claim: Claim | None = None) -> bool:
         """See `Store.claim`."""
         if cell_id in self._held:
             return False
@@ -247,7 +281,7 @@ class JournalStore(Store):
                     file.close()
                     return False
                 file.truncate(0)
-                _write_all(file, _writer().encode())
+                _write_all(file, json.dumps(asdict(claim or Claim())).encode())
             except BaseException:
                 file.close()
                 raise
@@ -259,7 +293,7 @@ class JournalStore(Store):
         # The file stays: removing it while another process opens it would let two hold the lock.
         self._held.pop(cell_id).close()
 
-    def claimed(self) -> dict[str, str]:
+    def claimed(self) -> dict[str, Claim]:
         """See `Store.claimed`.
 
         Each claim is tried for an instant. Who wants the cell in just that instant is told that it
@@ -270,7 +304,7 @@ class JournalStore(Store):
             for path in sorted((self.folder / "claims").glob("*.lock")):
                 with open(path, "rb") as file:
                     if not _lock(file, wait=False, shared=True):
-                        found[path.stem] = file.read().decode()
+                        found[path.stem] = _said(file.read())
         return found
 
     def _read_on(self) -> None:
@@ -333,6 +367,14 @@ def _lock(file: IO[bytes], *, wait: bool, shared: bool = False) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _said(content: bytes) -> Claim:
+    """Reads a claim, or as much of it as is written at this moment."""
+    try:
+        return Claim(**json.loads(content))
+    except (ValueError, TypeError):
+        return Claim(worker="", when="")
 
 
 def _write_all(file: IO[bytes], data: bytes) -> None:

@@ -11,6 +11,7 @@ from deltatune.cli.study.export import export
 from deltatune.cli.study.query import query
 from deltatune.cli.study.run import run
 from deltatune.cli.study.status import status
+from deltatune.cli.study.watch import watch
 
 __all__ = ["COMMANDS", "build"]
 
@@ -18,6 +19,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     **{name: command_of(name) for name in EXPERIMENTS},
     "run": run,
     "status": status,
+    "watch": watch,
     "query": query,
     "export": export,
 }

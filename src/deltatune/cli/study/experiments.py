@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -20,6 +20,7 @@ from deltatune.cli.options import (
     DryRun,
     Extend,
     Methods,
+    On,
     Out,
     Protocol,
     Rates,
@@ -40,7 +41,7 @@ from deltatune.cli.output import resumable, show, warn
 if TYPE_CHECKING:
     from deltatune.study.experiment import Study
 
-__all__ = ["EXPERIMENTS", "carry_out", "command_of", "show_plan"]
+__all__ = ["EXPERIMENTS", "carry_out", "command_of", "how_of", "show_plan"]
 
 # Here as text, so that the list of commands costs no import; a test holds them to the experiments.
 EXPERIMENTS: Mapping[str, str] = MappingProxyType(
@@ -88,6 +89,7 @@ def command_of(name: str) -> Callable[..., None]:
         batch_size: BatchSize = None,
         together: Slots = None,
         trunk_cache: Trunk = None,
+        on: On = None,
         protocol: Protocol = None,
         data: Data = None,
         train_rows: Rows = None,
@@ -104,18 +106,27 @@ def command_of(name: str) -> Callable[..., None]:
         experiment = find_experiment(name)
         needed = [option for option, field in _FIELDS.items() if field not in experiment.defaults]
         values = gather(config, changes, requested(context), needed=(*needed, "out"))
-        folder, source = Path(values.pop("out")), values.pop("data", None)
-        slots, cache = values.pop("together", None), trunk_cache_of(values)
+        folder, how = Path(values.pop("out")), how_of(values)
         study = experiment.study(**fields_of(values))
         if dry_run:
             show_plan(study)
             return
-        how = {"together": 1 if slots is None else int(slots), "trunk_cache": cache}
-        carry_out(study, folder, data=source, retry=retry, **how)
+        carry_out(study, folder, retry=retry, **how)
 
     told = EXPERIMENTS[name]
     command.__doc__ = f"{told[0].upper()}{told[1:]}."
     return command
+
+
+def how_of(values: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of a request how and where its cells are trained."""
+    slots = values.pop("together", None)
+    return {
+        "data": values.pop("data", None),
+        "together": 1 if slots is None else int(slots),
+        "trunk_cache": trunk_cache_of(values),
+        "on": values.pop("on", None),
+    }
 
 
 def carry_out(study: Study, folder: Path, **how: object) -> None:

@@ -11,6 +11,7 @@ from deltatune.cli.compare import fields_of
 from deltatune.cli.options import (
     Data,
     DryRun,
+    On,
     Out,
     Retry,
     Set,
@@ -18,9 +19,8 @@ from deltatune.cli.options import (
     Trunk,
     gather,
     requested,
-    trunk_cache_of,
 )
-from deltatune.cli.study.experiments import carry_out, show_plan
+from deltatune.cli.study.experiments import carry_out, how_of, show_plan
 
 __all__ = ["run"]
 
@@ -37,6 +37,7 @@ def run(
     file: Annotated[Path, typer.Argument(help="YAML file.", metavar="FILE")],
     together: Slots = None,
     trunk_cache: Trunk = None,
+    on: On = None,
     data: Data = None,
     out: Out = None,
     retry: Retry = False,
@@ -50,14 +51,12 @@ def run(
     """
     given: dict[str, Any] = {**dict.fromkeys(_KEYS), **requested(context, but="file")}
     values = gather(file, changes, given, needed=("out",))
-    folder, source = Path(values.pop("out")), values.pop("data", None)
-    slots, cache = values.pop("together", None), trunk_cache_of(values)
+    folder, how = Path(values.pop("out")), how_of(values)
     study = _study(values)
     if dry_run:
         show_plan(study)
         return
-    how = {"together": 1 if slots is None else int(slots), "trunk_cache": cache}
-    carry_out(study, folder, data=source, retry=retry, **how)
+    carry_out(study, folder, retry=retry, **how)
 
 
 def _study(values: dict[str, Any]) -> Any:

@@ -41,7 +41,7 @@ def _data(found: Status, traces: bool) -> dict[str, Any]:
         "planned": found.planned,
         "done": found.done,
         "failed": len(found.failures),
-        "running": dict(found.running),
+        "running": {key: claim.worker for key, claim in found.running.items()},
         "waiting": found.waiting,
         "processes": found.processes,
         "mean_seconds": found.mean_seconds,
