@@ -65,7 +65,7 @@ CASES = [
     Case("gpt2", "GraloraConfig", {"r": 4, "alpha": 8}),
     Case("bert", "DeloraConfig", {"r": 3}),
     Case("llama", "MissConfig", {"r": 5}),
-    Case("t5", "C3AConfig", {"block_size": 8}),
+    Case("t5", "C3AConfig", {"block_size": 8, "block_size_pattern": {"wo": 4}}),
     *(
         Case("llama", "RoadConfig", {"variant": f"road_{kind}", "group_size": 8})
         for kind in (1, 2, 4)
@@ -168,7 +168,7 @@ OURS = [
     ("bitfit(at='linear')", "bert", "BEFT", True),
     ("shira(rank=2)", "t5", "SHIRA", True),
     ("vera(rank=5, at='q_proj')", "llama", "VERA", True),
-    ("randlora(rank=3, at='q_proj')", "llama", "RANDLORA", True),
+    ("randlora(rank=3, alpha=6.0, at='q_proj')", "llama", "RANDLORA", True),
     ("vb_lora(rank=2, vectors=7, block=4)", "llama", "VBLORA", True),
     ("ia3", "llama", "IA3", True),
     ("ia3", "t5", "IA3", True),
@@ -243,7 +243,9 @@ def test_what_was_trained_by_peft_is_read(tmp_path: Path) -> None:
 
 
 def test_where_it_is_from_is_told_and_kept(tmp_path: Path) -> None:
-    moved(Case("llama", "FourierFTConfig", {"n_frequency": 9, "random_loc_seed": 5}), tmp_path / "a")
+    moved(
+        Case("llama", "FourierFTConfig", {"n_frequency": 9, "random_loc_seed": 5}), tmp_path / "a"
+    )
     values = {**configuration(tmp_path / "a"), "base_model_name_or_path": "some/backbone"}
     (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(values))
     model = FAMILIES["llama"].build()
@@ -271,7 +273,7 @@ def test_a_folder_of_both_is_ours(tmp_path: Path) -> None:
 
 REFUSED = [
     ("adapter", "bert", "There is no nearest"),
-    ("bitfit", "bert", "none is bitfit|no BEFT|names"),
+    ("bitfit", "bert", "BEFT at linear modules alone"),
     ("lora + bitfit", "bert", "holds one kind.*as_delta"),
     ("dora + lora(at='ffn')", "llama", "DoRA or not"),
     ("dora(rank=2)", "gpt2", "a part of .*c_attn"),
@@ -288,6 +290,7 @@ REFUSED = [
     ("prefix(length=2, at='block[0].attention')", "llama", "one for every block"),
     ("last_layer(at='embedding')", "gpt2", "shares its parameters"),
     ("full", "llama", "holds one kind"),
+    ("prompt(length=2) + ln_tuning(at='model.norm')", "llama", "modules_to_save must be null"),
 ]
 
 
@@ -331,21 +334,27 @@ def test_every_kind_that_peft_has_is_in_the_table() -> None:
     } - {"FOURIERFT", "WAVEFT"}  # which are written after they were read
 
 
+def test_the_page_holds_the_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "interop.md").read_text(encoding="utf-8")
+    for row in TABLE:
+        reads, writes = (
+            ", ".join(f"`{n}`" for n in names) or "–" for names in (row.reads, row.writes)
+        )
+        assert f"| `{row.kind}` | {reads} | {writes} | {row.note} |" in page, row.kind
+
+
 @pytest.mark.parametrize("kind", sorted(DIALECTS))
 def test_every_key_that_peft_writes_is_known(kind: str) -> None:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    config = PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]
-    written = set(config(**{"total_step": 1} if kind == "ADALORA" else {}).to_dict())
+    plain = PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]().to_dict()
     keys = DIALECTS[kind].keys
-    known = keys.read.keys() | keys.only.keys() | keys.idle
-    assert written - known <= {"runtime_config", "peft_version"}
-    # PEFT's value of an absent key is ours.
-    plain = config().to_dict()
-    absent = {k: v for k, v in keys.read.items() if v is not None and k in plain}
-    assert {k: plain[k] for k in absent} == absent | {
-        k: plain[k] for k in absent if k in ("save_projection", "oft_block_size", "r")
-    }
+    assert plain.keys() <= keys.read.keys() | keys.only.keys() | keys.idle | {"runtime_config"}
+    for key, value in keys.read.items():  # where a key is absent, PEFT takes what we take
+        if value is not None:
+            assert plain[key] == value, key
+    for key, values in keys.only.items():
+        assert plain.get(key, values[0]) == values[0], key
 
 
 @pytest.mark.parametrize(
@@ -354,7 +363,10 @@ def test_every_key_that_peft_writes_is_known(kind: str) -> None:
         (Case("t5", "PrefixTuningConfig", {"num_virtual_tokens": 3, **S2S}), "other positions"),
         (Case("gpt2", "PrefixTuningConfig", {"num_virtual_tokens": 3, **LM}), "other positions"),
         (Case("bert", "PromptTuningConfig", {"num_virtual_tokens": 3, **CLS}), "classifier reads"),
-        (Case("llama", "OFTConfig", {"oft_block_size": 4, "r": 0}), "use_cayley_neumann=True"),
+        (
+            Case("llama", "OFTConfig", {"oft_block_size": 4, "r": 0}),
+            "use_cayley_neumann must be false",
+        ),
         (Case("llama", "LoraConfig", {"bias": "lora_only"}), "bias='lora_only'"),
         (Case("llama", "LoraConfig", {"init_lora_weights": "pissa"}), "Convert it with PEFT"),
         (Case("llama", "LoraConfig", {"target_modules": ["embed_tokens"]}), "Embedding"),

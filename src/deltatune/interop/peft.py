@@ -101,7 +101,7 @@ def write(delta: Delta, folder: str | Path, slot: int = 0, *, as_lora: bool = Fa
         "base_model_name_or_path": _name_of(model, origin),
         "inference_mode": True,
         "task_type": _task(model, saved),
-        **({"modules_to_save": saved or None} if "modules_to_save" in dialect.keys.read else {}),
+        **({"modules_to_save": saved} if saved else {}),
         **dialect.settings(own, held, model, origin),
     }
     _check_written(values, tensors, model)

@@ -97,12 +97,23 @@ def saved(model: nn.Module, names: Collection[str]) -> list[str]:
     ]
 
 
-def valued(pattern: Mapping[str, Any], name: str, default: Any, where: str) -> Any:
-    """The value of a pattern such as `rank_pattern` at a module, by the rules of PEFT."""
+def valued(
+    pattern: Mapping[str, Any], name: str, default: Any, where: str, *, behind_a_dot: bool = False
+) -> Any:
+    """The value of a pattern such as `rank_pattern` at a module, by the rules of PEFT.
+
+    Args:
+        pattern: values by regular expressions, or by names.
+        name: of the module.
+        default: where none matches.
+        where: the file, as errors name it.
+        behind_a_dot: whether an expression must match behind a dot, as some kinds have it.
+    """
     for key, value in pattern.items():
-        if matching(rf"(.*\.)?({key})$", name, where, whole=False):
+        form = rf".*\.{key}$" if behind_a_dot else rf"(.*\.)?({key})$"
+        if matching(form, name, where, whole=False):
             return value
-    return default
+    return pattern.get(name, default)
 
 
 def target_of(model: nn.Module, paths: Sequence[str], face: Face) -> str:

@@ -103,6 +103,7 @@ class ModuleDialect(Dialect):
     Attributes:
         fields: fields of the method to keys of the configuration; a key with PEFT's value.
         patterns: fields to the keys that give some modules values of their own.
+        behind_a_dot: how their keys match, see `valued`.
         constants: further keys that a written configuration has.
         conv1d: whether PEFT acts at the transposed linear modules of GPT-2, too.
         drawn: leaves that PEFT does not store, and which are what they begin as.
@@ -110,6 +111,7 @@ class ModuleDialect(Dialect):
 
     fields: ClassVar[Mapping[str, tuple[str, Any]]] = {}
     patterns: ClassVar[Mapping[str, str]] = {}
+    behind_a_dot: ClassVar[bool] = False
     constants: ClassVar[Mapping[str, Any]] = {}
     conv1d: ClassVar[bool] = False
     drawn: ClassVar[tuple[str, ...]] = ()
@@ -138,7 +140,8 @@ class ModuleDialect(Dialect):
         values = {field: configuration.values[key] for field, (key, _) in self.fields.items()}
         for field, key in self.patterns.items():
             pattern = configuration.pattern(key)
-            values[field] = valued(pattern, path, values[field], configuration.where)
+            where, dotted = configuration.where, self.behind_a_dot
+            values[field] = valued(pattern, path, values[field], where, behind_a_dot=dotted)
         for field, value in values.items():
             if type(value) is int and abs(value) > _LARGEST:
                 configuration.refuse(self.fields[field][0], "a number that a method can have")
@@ -181,6 +184,11 @@ class ModuleDialect(Dialect):
             raise ConfigurationError(
                 f"{part.method.name} acts on a part of {site.path}; PEFT's {self.kind} takes the "
                 f"fused module whole. Name it so: at={site.path.rsplit('.', 1)[-1]!r}."
+            )
+        if not storage_of(site.module).linear:
+            raise ConfigurationError(
+                f"PEFT has {self.kind} at linear modules alone; {site.path} is a "
+                f"{type(site.module).__name__}. Choose at='linear', or keep it as a delta."
             )
         if type(site.module).__name__ == "Conv1D" and not self.conv1d:
             raise ConfigurationError(
@@ -245,6 +253,6 @@ class Renamed(ModuleDialect):
 
 
 def common(own: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The value that most modules have, and those of the others by patterns of their names."""
+    """The value that most modules have, and those of the others by their names."""
     usual = Counter(own.values()).most_common(1)[0][0]
-    return usual, {path.replace(".", r"\."): v for path, v in own.items() if v != usual}
+    return usual, {path: value for path, value in own.items() if value != usual}

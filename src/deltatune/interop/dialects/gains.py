@@ -13,7 +13,7 @@ from deltatune.core.method import Leaves, Method
 from deltatune.core.site import Site
 from deltatune.interop.configuration import Configuration, Keys
 from deltatune.interop.dialects.dialect import ModuleDialect, placed
-from deltatune.interop.places import ends, matching
+from deltatune.interop.places import matching
 
 __all__ = ["IA3"]
 
@@ -33,7 +33,7 @@ class IA3(ModuleDialect):
         if isinstance(listed, str):
             reads = matching(listed, path, configuration.where)
         else:
-            reads = ends(path, configuration.texts("feedforward_modules"))
+            reads = path.endswith(tuple(configuration.texts("feedforward_modules")))
         return build("ia3", {"side": "input" if reads else "output"})
 
     def at_site(self, site: Site, method: Method, p: Leaves) -> dict[str, Tensor]:

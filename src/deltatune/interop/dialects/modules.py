@@ -68,7 +68,7 @@ def is_whole(part: Part) -> bool:
     """Whether a part gives all parameters of its modules values of their own."""
     if part.method.name == "head":
         return True
-    if part.method.face != "select" or part.method.strength != 1:
+    if part.method.face != "select" or part.method.strength != 1 or not part.sites:
         return False
     return all(
         all(isinstance(form, Values) for form in forms.values())

@@ -235,6 +235,7 @@ class FourierFT(_Placed):
     }
     patterns: ClassVar[Mapping[str, str]] = {"frequencies": "n_frequency_pattern"}
     keys = Keys(read={"random_loc_seed": _SEED})
+    behind_a_dot = True
     names: ClassVar[Mapping[str, str]] = {"c": "fourierft_spectrum"}
 
 

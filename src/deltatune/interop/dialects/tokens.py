@@ -22,7 +22,6 @@ __all__ = ["PTuning", "PrefixTuning", "PromptTuning", "TrainableTokens"]
 _PROMPT = "prompt_embeddings"
 _SHAPE = {"num_attention_heads": None, "num_layers": None, "token_dim": None}
 _TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
-_NOTHING: Mapping[str, tuple[Any, ...]] = {"modules_to_save": (None, [])}
 # Families whose keys are turned by their positions, all features of a head in halves, and whose
 # attention sees all positions before its own.
 _TURNING = ("llama", "qwen2", "qwen3")
@@ -37,8 +36,12 @@ class PromptTuning(Dialect):
     writes: ClassVar[tuple[str, ...]] = ("prompt",)
     note = "CAUSAL_LM and SEQ_2_SEQ_LM: a classifier of PEFT's reads the prompt"
     keys = COMMON | Keys(
-        read={"num_virtual_tokens": None, "num_transformer_submodules": None, **_SHAPE},
-        only=_NOTHING,
+        read={
+            "modules_to_save": None,
+            "num_virtual_tokens": None,
+            "num_transformer_submodules": None,
+            **_SHAPE,
+        },
         idle=frozenset({"prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_kwargs"})
         | frozenset({"tokenizer_name_or_path"}),
     )
@@ -105,8 +108,12 @@ class PrefixTuning(Dialect):
         "makes"
     )
     keys = COMMON | Keys(
-        read={"num_virtual_tokens": None, "num_transformer_submodules": 1, **_SHAPE},
-        only=_NOTHING,
+        read={
+            "modules_to_save": None,
+            "num_virtual_tokens": None,
+            "num_transformer_submodules": None,
+            **_SHAPE,
+        },
         idle=frozenset({"encoder_hidden_size", "init_weights", "prefix_projection"}),
     )
 
@@ -119,6 +126,7 @@ class PrefixTuning(Dialect):
             configuration.refuse("task_type", "CAUSAL_LM")
         if configuration.values["num_transformer_submodules"] not in (1, None):
             configuration.refuse("num_transformer_submodules", "1 where there is one stack")
+        _check_alone(configuration)
         return (build("prefix", {"length": configuration.whole("num_virtual_tokens")}),)
 
     def tensors(self, parts: Sequence[Part], held: Leaves, model: nn.Module) -> dict[str, Tensor]:
@@ -169,8 +177,7 @@ class TrainableTokens(Dialect):
     reads = writes = ("trainable_tokens",)
     note = "rows are kept as differences, which rounds"
     keys = COMMON | Keys(
-        read={"target_modules": "embed_tokens", "token_indices": None},
-        only=_NOTHING,
+        read={"target_modules": None, "token_indices": None},
         idle=frozenset({"init_weights"}),
     )
 
@@ -248,6 +255,12 @@ def _check_task(configuration: Configuration) -> None:
         configuration.refuse(
             "task_type", "CAUSAL_LM or SEQ_2_SEQ_LM: in others PEFT's classifier reads the prompt"
         )
+    _check_alone(configuration)
+
+
+def _check_alone(configuration: Configuration) -> None:
+    if configuration.texts("modules_to_save"):
+        configuration.refuse("modules_to_save", "null beside a prompt or prefix")
 
 
 def _task(model: nn.Module) -> str:

@@ -95,7 +95,7 @@ class HiRA(Renamed):
 
     kind = "HIRA"
     reads = writes = ("hira",)
-    fields = _RANK
+    fields: ClassVar[Mapping[str, tuple[str, Any]]] = {"rank": ("r", 32)}
     patterns: ClassVar[Mapping[str, str]] = {"rank": "rank_pattern"}
     keys = Keys(idle=frozenset({"hira_dropout"}))
     conv1d = True
@@ -175,6 +175,7 @@ class C3A(Renamed):
     reads = writes = ("c3a",)
     fields: ClassVar[Mapping[str, tuple[str, Any]]] = {"block": ("block_size", 256)}
     patterns: ClassVar[Mapping[str, str]] = {"block": "block_size_pattern"}
+    behind_a_dot = True
     names: ClassVar[Mapping[str, str]] = {"w": "c3a_kernel"}
 
 
@@ -229,14 +230,16 @@ class OFT(ModuleDialect):
     note = "use_cayley_neumann=False: the series is no rotation; neither coft nor block_share"
     fields: ClassVar[Mapping[str, tuple[str, Any]]] = {"block": ("oft_block_size", 32)}
     keys = Keys(
-        read={"r": 0},
-        only={"use_cayley_neumann": (False,), "block_share": (False,), "coft": (False,)},
+        read={"r": 0, "use_cayley_neumann": True},
+        only={"block_share": (False,), "coft": (False,)},
         idle=frozenset({"eps", "module_dropout", "num_cayley_neumann_terms"}),
     )
     constants: ClassVar[Mapping[str, Any]] = {"r": 0, "use_cayley_neumann": False}
 
     def method_at(self, configuration: Configuration, path: str, module: nn.Module) -> Method:
         """See ModuleDialect."""
+        if configuration.flag("use_cayley_neumann"):  # as it is, too, where the key is absent
+            configuration.refuse("use_cayley_neumann", "false: the series is no rotation")
         count = configuration.whole("r")
         if not count:
             return super().method_at(configuration, path, module)
