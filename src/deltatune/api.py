@@ -129,7 +129,7 @@ def load(folder: str | Path, model: nn.Module, *, across_formats: bool = False) 
     """
     from deltatune.interop import peft
 
-    if peft.holds(folder) and not all(path.is_file() for path in artefact.files_of(Path(folder))):
+    if peft.holds(folder) and not artefact.files_of(Path(folder))[0].exists():
         return peft.read(folder, model)
     return artefact.load(model, folder, across_formats=across_formats)
 

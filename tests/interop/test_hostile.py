@@ -112,6 +112,8 @@ SHAPES: list[tuple[dict[str, Any], dict[str, torch.Tensor | None], str]] = [
     ({"peft_type": "LORE"}, {}, "no peft_type of PEFT 0.21. Did you mean LORA"),
     ({"peft_type": ["LORA"]}, {}, "no peft_type"),
     ({"peft_type": "XLORA"}, {}, "XLORA is not read"),
+    ({"task_type": "COFFEE"}, {}, "task_type must be null or one of CAUSAL_LM"),
+    ({"task_type": {}}, {}, "task_type must be null"),
     ({"use_qalora": True}, {}, "use_qalora=True has no counterpart"),
     ({"lora_magic": 1, "b": 2}, {}, "the keys b, lora_magic may change what is computed"),
     ({"init_lora_weights": "loftq"}, {}, "changed the backbone"),

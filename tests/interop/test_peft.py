@@ -183,6 +183,8 @@ OURS = [
     ("prefix(length=4, reparameterise=True, middle=8)", "qwen2", "PREFIX_TUNING", False),
     # What is a product of two factors, as LoRA: starts kept beside, slices, sums, strengths.
     ("pissa(rank=3)", "llama", "LORA", False),
+    ("lora(rank=16, at='k_proj') + pissa(rank=12, at='k_proj | up_proj')", "llama", "LORA", False),
+    ("lora(rank=16, at='up_proj') + pissa(rank=12, at='up_proj')", "llama", "LORA", False),
     ("lora_plus(rank=3)", "t5", "LORA", False),
     ("poly(rank=2, experts=3)", "bert", "LORA", False),
     ("adalora(rank=3, final_rank=2)", "llama", "LORA", False),

@@ -25,6 +25,10 @@ from deltatune.interop.table import DIALECTS, reason
 
 __all__ = ["Plan"]
 
+_TASKS = (
+    *(None, "CAUSAL_LM", "FEATURE_EXTRACTION", "QUESTION_ANS", "SEQ_2_SEQ_LM", "SEQ_CLS"),
+    "TOKEN_CLS",
+)
 _LARGEST = 2**40  # entries; no tensor of a delta has more
 
 
@@ -64,6 +68,8 @@ class Plan:
             raise ArtefactError(f"{where}: {reason(kind)}")
         dialect = DIALECTS[kind]
         configuration = Configuration(where, values, dialect.keys)
+        if values.get("task_type") not in _TASKS:
+            configuration.refuse("task_type", f"null or one of {', '.join(filter(None, _TASKS))}")
         own = dialect.methods(configuration, model)
         whole = whole_methods(configuration, model)
         parts = layout(model, Expression(own + whole))

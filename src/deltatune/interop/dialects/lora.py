@@ -196,7 +196,16 @@ def _piece(site: Site, method: Method, p: Leaves, *, rooted: bool = False) -> _P
         whole = B.new_zeros(storage_of(site.module).widths(site.module)[1], B.shape[1])
         whole[slice(*site.rows)] = B
         B = whole
-    return _Piece(A, B, float(len(A)))
+    return _narrow(A, B)
+
+
+def _narrow(A: Tensor, B: Tensor) -> _Piece:
+    """A product without a scale, of a rank that is no more than its widths."""
+    outputs, inputs = len(B), A.shape[1]
+    if len(A) > min(outputs, inputs):
+        one = torch.eye(min(outputs, inputs), dtype=A.dtype, device=A.device)
+        A, B = (B @ A, one) if outputs <= inputs else (one, B @ A)
+    return _Piece(A, B, len(A))
 
 
 def _alpha(method: Method) -> float:
@@ -211,4 +220,4 @@ def _joined(path: str, pieces: Sequence[_Piece]) -> _Piece:
         raise ConfigurationError(f"{path} has dora twice, which PEFT cannot keep. Save each alone.")
     A = torch.cat([piece.A for piece in pieces])
     B = torch.cat([piece.alpha / piece.rank * piece.B for piece in pieces], dim=1)
-    return _Piece(A, B, float(len(A)))
+    return _narrow(A, B)
