@@ -124,9 +124,16 @@ def load(folder: str | Path, model: nn.Module, *, across_formats: bool = False) 
     """Attaches the delta in a folder. Raises BackboneMismatchError on another backbone,
     ArtefactError.
 
+    A folder of PEFT is read, too, see `deltatune.interop.peft`: it has no fingerprint, so that the
+    backbone is held to shapes alone.
+
     With `across_formats` the backbone may be kept in another format (int8, NF4, plain numbers) than
     that which the delta was trained on; its weights are not compared then.
     """
+    from deltatune.interop import peft
+
+    if peft.holds(folder) and not artefact.files_of(Path(folder))[0].exists():
+        return peft.read(folder, model)
     return artefact.load(model, folder, across_formats=across_formats)
 
 

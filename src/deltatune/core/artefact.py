@@ -155,13 +155,14 @@ def save(
     """
     target = Path(folder)
     _check_place(target, overwrite)
+    told = {"origin": delta.origins[slot]} if slot in delta.origins else {}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
         raise ArtefactError(f"Cannot write to {target.parent}: {error.strerror}.") from error
     try:
-        _write(delta, slot, dict(facts or {}), part, as_trained)
+        _write(delta, slot, {**told, **(facts or {})}, part, as_trained)
         _publish(part, target)
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"Cannot write the delta to {target}: {error}.") from error
@@ -293,6 +294,9 @@ def load(
     delta = attach(model, expression, seed=seed)
     delta.bank.write(0, tensors)
     delta.saved[0] = (str(folder), delta.bank.digest(0))
+    origin = artefact.facts.get("origin")
+    if isinstance(origin, dict):
+        delta.origins[0] = origin
     return delta
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ class Delta(nn.Module):
         steps: of slots that count their own.
         saved: slot to the folder it was last saved to or loaded from, with the digest of what it
             held then.
+        origins: slot to what the files of another library said of it, if it began there; `save`
+            keeps it among the facts.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Delta(nn.Module):
         self.__dict__["kept_weights"] = {}
         self.attached = False
         self.saved: dict[int, tuple[str, str]] = {}
+        self.origins: dict[int, dict[str, Any]] = {}
         self.step = 0
         self.steps: dict[int, int] = {}
         self.keyed = False
@@ -291,6 +295,7 @@ class Delta(nn.Module):
         self.expressions = (*self.expressions[:slot], expression, *self.expressions[slot + 1 :])
         self.seeds = (*self.seeds[:slot], seed, *self.seeds[slot + 1 :])
         self.saved.pop(slot, None)
+        self.origins.pop(slot, None)
 
     def install(self) -> None:
         """Puts the links in their chains."""

@@ -96,6 +96,7 @@ def swap(delta: Delta, folder: str | Path, slot: int = 0) -> None:
         bank.write(slot, _tensors(held, content))
     held.digest = held.digest or bank.digest(slot)
     delta.saved[slot] = (str(path), held.digest)
+    delta.origins.pop(slot, None)
 
 
 def _content(folder: Path, held: _Verified) -> Content:

@@ -1,0 +1,1 @@
+"""Deltas in the files of other libraries, read and written."""

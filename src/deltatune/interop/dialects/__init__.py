@@ -1,0 +1,1 @@
+"""How each kind of PEFT's folders says what a method of ours says."""

@@ -1,0 +1,156 @@
+"""A folder of PEFT: `adapter_config.json` and the header of `adapter_model.safetensors`.
+
+Both come from anywhere. The configuration is text of a bounded length, nothing in it is called or
+imported, and the header says every shape before a tensor is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deltatune.core.errors import ArtefactError
+
+__all__ = ["CONFIGURATION", "TENSORS", "Header", "read_configuration", "write_folder"]
+
+CONFIGURATION, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_PICKLED = "adapter_model.bin"
+_LONGEST = 4 << 20  # bytes of a configuration; the longest of PEFT's name each module of a model
+_REAL = ("F64", "F32", "F16", "BF16")
+_WHOLE = ("I64", "I32", "I16", "U8")
+
+
+def read_configuration(folder: Path) -> dict[str, Any]:
+    """What `adapter_config.json` says. Raises ArtefactError if it is missing or malformed."""
+    path = folder / CONFIGURATION
+    try:
+        if path.stat().st_size > _LONGEST:
+            raise ArtefactError(f"{path} has more than {_LONGEST:,} bytes. It is none of PEFT's.")
+        content = json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise ArtefactError(f"{folder} is no folder of PEFT: {CONFIGURATION} is missing.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtefactError(f"{path} cannot be read: {error}. Fetch it again.") from None
+    if not isinstance(content, dict):
+        raise ArtefactError(f"{path} holds no configuration, but a {type(content).__name__}.")
+    return content
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file of tensors announces.
+
+    Attributes:
+        path: of the file.
+        shapes: of its tensors, by name.
+        kinds: their types, as safetensors calls them.
+    """
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    kinds: Mapping[str, str]
+
+    @classmethod
+    def of(cls, folder: Path) -> Header:
+        """Reads the header of a folder's tensors. Raises ArtefactError."""
+        path = folder / TENSORS
+        if not path.exists():
+            if (folder / _PICKLED).exists():
+                raise ArtefactError(
+                    f"{folder} has {_PICKLED} alone, a pickle, which runs code when it is read. "
+                    f"Load it with PEFT, where you trust it, and save it anew as {TENSORS}."
+                )
+            raise ArtefactError(f"{folder} is no folder of PEFT: {TENSORS} is missing.")
+        try:
+            with safe_open(path, "pt") as file:
+                names = file.keys()
+                slices = {name: file.get_slice(name) for name in names}
+                shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
+                kinds = {name: str(one.get_dtype()) for name, one in slices.items()}
+        except (OSError, SafetensorError) as error:
+            raise ArtefactError(f"{path} cannot be read: {error}. Fetch it again.") from None
+        return cls(path, shapes, kinds)
+
+    def check(self, expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+        """Raises ArtefactError unless the tensors are those expected, by name and shape.
+
+        Args:
+            expected: name to shape.
+            what: the method, as the error calls it.
+        """
+        missing = sorted(expected.keys() - self.shapes.keys())
+        extra = sorted(self.shapes.keys() - expected.keys())
+        if missing:
+            raise ArtefactError(
+                f"{self.path}: {what} needs {missing[0]} of shape {expected[missing[0]]}, which is "
+                f"missing ({len(missing)} such). Save it anew, whole."
+            )
+        if extra:
+            raise ArtefactError(
+                f"{self.path}: {extra[0]} of shape {self.shapes[extra[0]]} belongs to nothing that "
+                f"{what} has on this model ({len(extra)} such)."
+            )
+        for name, shape in expected.items():
+            if self.shapes[name] != shape:
+                raise ArtefactError(
+                    f"{self.path}: {name} has the shape {self.shapes[name]}; {what} on this model "
+                    f"needs {shape}. Load the backbone that it was made for."
+                )
+
+    def read(self, ends: tuple[str, ...] = ()) -> dict[str, Tensor]:
+        """All tensors; real numbers in fp32, those whose names end so as int64. Raises
+        ArtefactError for another type, and for values that are not finite.
+        """
+        whole = {name for name in self.shapes if ends and name.endswith(ends)}
+        for name, kind in self.kinds.items():
+            if kind not in (_WHOLE if name in whole else _REAL):
+                raise ArtefactError(f"{self.path}: {name} is of type {kind}, which it cannot be.")
+        found: dict[str, Tensor] = {}
+        try:
+            with safe_open(self.path, "pt") as file:
+                for name in self.shapes:
+                    value = file.get_tensor(name)
+                    found[name] = value.long() if name in whole else value.float()
+        except (OSError, SafetensorError) as error:
+            raise ArtefactError(f"{self.path} cannot be read: {error}. Fetch it again.") from None
+        for name, value in found.items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise ArtefactError(
+                    f"{self.path}: {name} holds values that are not finite. Train it anew."
+                )
+        return found
+
+
+def write_folder(
+    folder: Path, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Writes both files beside the place first, and renames them to it. Raises ArtefactError."""
+    if folder.exists():
+        raise ArtefactError(f"{folder} exists. Choose another folder.")
+    part: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        # Several names may hold one tensor, which safetensors does not write.
+        apart = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
+        save_file(apart, part / TENSORS, metadata={"format": "pt"})
+        text = json.dumps(configuration, indent=2, sort_keys=True) + "\n"
+        (part / CONFIGURATION).write_text(text, encoding="utf-8")
+        part.chmod(0o755)
+        os.rename(part, folder)
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"Cannot write to {folder}: {error}.") from error
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
