@@ -20,7 +20,7 @@ from revision import revision
 from rich.console import Console
 
 from deltatune import api
-from deltatune.core.errors import TargetError
+from deltatune.core.errors import TargetError, UnsupportedError
 from deltatune.core.grammar import parse
 from deltatune.study.source import code_version
 from deltatune.testing.families import FAMILIES
@@ -51,7 +51,7 @@ def _refusal(case: Case) -> str | None:
         return case.refusal()
     try:
         api.plan(case.model(), case.expression)
-    except TargetError as error:
+    except (TargetError, UnsupportedError) as error:
         return str(error).split(" Roles here")[0]
     return None
 
