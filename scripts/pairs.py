@@ -1,7 +1,7 @@
 """Attaches every ordered pair of methods, and writes what becomes of it: docs/results/pairs.md.
 
 A pair that was tried with this code and these libraries is not tried again: `build/pairs.jsonl`
-keeps it. All of them take about an hour on one core.
+keeps it. All of them take half an hour on one core.
 """
 
 from __future__ import annotations
