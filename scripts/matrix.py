@@ -1,8 +1,8 @@
 """Runs the conformance suite and writes its matrix: methods down, families across, laws passed.
 
 A cell that passed with this code, these laws and these libraries is not run again:
-`build/matrix.jsonl` keeps it. All cells together take an hour and a half on one core. With --families
-and --methods it runs and prints a part and writes no page; several processes can share the work.
+`build/matrix.jsonl` keeps it. All together take an hour and a half of one core. With --families and
+--methods it runs and prints a part and writes no page; several processes can share the work.
 """
 
 from __future__ import annotations
