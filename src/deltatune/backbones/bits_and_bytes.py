@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltatune.core.low_rank import Weight
 from deltatune.core.quantised import Quantised
 from deltatune.core.storage import add_storage
 
@@ -34,6 +35,14 @@ class FourBit(Quantised):
         """See Quantised."""
         kind: str = _weight(module).quant_type
         return kind
+
+    def dense(self, module: nn.Module) -> tuple[Weight, Tensor | None] | None:
+        """See Storage. No plain product where a forward on the CPU computes in bf16 by AVX512-BF16:
+        a difference is added to what the module gives, so that a fresh delta changes nothing.
+        """
+        on_cpu = _weight(module).device.type == "cpu"
+        own_kernel = on_cpu and getattr(module, "support_avx512bf16_for_cpu", False)
+        return None if own_kernel else super().dense(module)
 
     def dequantise(self, module: nn.Module, dtype: torch.dtype) -> Tensor:
         """See Quantised."""

@@ -79,7 +79,7 @@ def law_gradients(case: Case, folder: Path) -> None:
 
 
 def law_trains(case: Case, folder: Path) -> None:
-    """A bare PyTorch loop brings the loss down. It may rise again where tokens change experts."""
+    """A bare PyTorch loop brings the loss down."""
     del folder
     with case.attached(moved=False) as (model, delta):
         batch = case.kin.batch()
@@ -94,7 +94,7 @@ def law_trains(case: Case, folder: Path) -> None:
             torch.autograd.backward(loss)
             optimiser.step()
             losses.append(float(loss.detach()))
-        assert min(losses[1:]) < losses[0]
+        assert losses[-1] < losses[0]
 
 
 def law_cache(case: Case, folder: Path) -> None:
