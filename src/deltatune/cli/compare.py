@@ -32,9 +32,9 @@ from deltatune.cli.options import (
     Trunk,
     budget_of,
     gather,
+    how_of,
     nested,
     requested,
-    trunk_cache_of,
 )
 from deltatune.cli.output import print_json, resumable, show, warn
 
@@ -91,10 +91,7 @@ def compare(
     """
     needed = ("out",) if report else ("backbone", "tasks", "methods", "out")
     values = gather(config, changes, requested(context), needed=needed)
-    folder, source = Path(values.pop("out")), values.pop("data", None)
-    wanted = values.pop("together", None)
-    together = 1 if wanted is None else int(wanted)
-    cache, place = trunk_cache_of(values), values.pop("on", None)
+    folder, how = Path(values.pop("out")), how_of(values)
 
     from deltatune import api
     from deltatune.cli.progress import choose_watch
@@ -106,16 +103,8 @@ def compare(
         return
     else:
         with resumable(), choose_watch() as watch:
-            summary = api.compare(
-                comparison_of(values),
-                folder,
-                data=source,
-                together=together,
-                trunk_cache=cache,
-                on=place,
-                retry=retry,
-                watch=watch,
-            )
+            wanted = comparison_of(values)
+            summary = api.compare(wanted, folder, retry=retry, watch=watch, **how)
     _show(summary, folder, as_json)
     if summary.failures:
         warn(

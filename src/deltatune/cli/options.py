@@ -13,7 +13,7 @@ from deltatune.core.errors import ConfigurationError, UnknownNameError
 if TYPE_CHECKING:
     from deltatune.training.trunk_cache import TrunkCache
 
-__all__ = ["budget_of", "gather", "nested", "requested", "trunk_cache_of"]
+__all__ = ["budget_of", "gather", "how_of", "nested", "requested", "trunk_cache_of"]
 
 Backbone: TypeAlias = Annotated[
     str | None,
@@ -109,6 +109,17 @@ def trunk_cache_of(values: dict[str, Any]) -> TrunkCache | None:
     from deltatune.training.trunk_cache import TrunkCache
 
     return TrunkCache(int(float(size) * (1 << 30)))
+
+
+def how_of(values: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of a request how and where its cells are trained."""
+    slots = values.pop("together", None)
+    return {
+        "data": values.pop("data", None),
+        "together": 1 if slots is None else int(slots),
+        "trunk_cache": trunk_cache_of(values),
+        "on": values.pop("on", None),
+    }
 
 
 def gather(

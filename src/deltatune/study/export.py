@@ -10,7 +10,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from deltatune.core.errors import StateError, UnknownNameError
+from deltatune.core.errors import UnknownNameError
+from deltatune.study.files import write_whole
 from deltatune.study.flat import Value, flatten
 from deltatune.study.latex import as_latex
 from deltatune.study.libraries import library
@@ -39,18 +40,7 @@ def export(store: Store, form: str) -> bytes:
 
 def write_export(store: Store, form: str, path: str | os.PathLike[str]) -> Path:
     """Writes an export, whole or not at all. Raises as `export`; StateError if it cannot write."""
-    content, target = export(store, form), Path(path)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(target)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise StateError(
-            f"Cannot write the export {target}: {error.strerror}. Give a file in a folder that can"
-            " be written."
-        ) from error
-    return target
+    return write_whole(path, export(store, form), "export")
 
 
 def _json(store: Store) -> bytes:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deltatune.core.errors import StateError
 from deltatune.study.canvas import printable
 from deltatune.study.drawing import draw
+from deltatune.study.files import write_whole
 from deltatune.study.section import Column, Figure, Section, Table, Value, number_of
 
 __all__ = ["render", "write"]
@@ -63,18 +63,7 @@ def write(
         UnsupportedError: there are figures, and matplotlib is missing.
     """
     html = render(title, subtitle, facts, sections)
-    target = Path(path)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(html, encoding="utf-8")
-        unfinished.replace(target)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise StateError(
-            f"Cannot write the report {target}: {error.strerror}. Give a folder that can be"
-            " written."
-        ) from error
-    return target
+    return write_whole(path, html.encode(), "report")
 
 
 def _part(part: Table | Figure) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -33,15 +33,15 @@ from deltatune.cli.options import (
     Tasks,
     Trunk,
     gather,
+    how_of,
     requested,
-    trunk_cache_of,
 )
 from deltatune.cli.output import resumable, show, warn
 
 if TYPE_CHECKING:
     from deltatune.study.experiment import Study
 
-__all__ = ["EXPERIMENTS", "carry_out", "command_of", "how_of", "show_plan"]
+__all__ = ["EXPERIMENTS", "carry_out", "command_of", "show_plan"]
 
 # Here as text, so that the list of commands costs no import; a test holds them to the experiments.
 EXPERIMENTS: Mapping[str, str] = MappingProxyType(
@@ -116,17 +116,6 @@ def command_of(name: str) -> Callable[..., None]:
     told = EXPERIMENTS[name]
     command.__doc__ = f"{told[0].upper()}{told[1:]}."
     return command
-
-
-def how_of(values: dict[str, Any]) -> dict[str, Any]:
-    """Takes out of a request how and where its cells are trained."""
-    slots = values.pop("together", None)
-    return {
-        "data": values.pop("data", None),
-        "together": 1 if slots is None else int(slots),
-        "trunk_cache": trunk_cache_of(values),
-        "on": values.pop("on", None),
-    }
 
 
 def carry_out(study: Study, folder: Path, **how: object) -> None:

@@ -18,9 +18,10 @@ from deltatune.cli.options import (
     Slots,
     Trunk,
     gather,
+    how_of,
     requested,
 )
-from deltatune.cli.study.experiments import carry_out, how_of, show_plan
+from deltatune.cli.study.experiments import carry_out, show_plan
 
 __all__ = ["run"]
 
