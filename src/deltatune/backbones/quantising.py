@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from deltatune.backbones.int8 import Int8Linear
 from deltatune.core.errors import (
@@ -21,6 +20,7 @@ from deltatune.core.host import host_of
 from deltatune.core.quantised import Factors, Quantised, Rows, keep_error
 from deltatune.core.storage import storage_of, wide
 from deltatune.core.target import find_sites
+from deltatune.core.whole import is_sharded
 
 __all__ = ["FORMATS", "quantise"]
 
@@ -94,7 +94,7 @@ def _plain(module: nn.Module, path: str) -> tuple[Tensor, nn.Parameter | None]:
     if isinstance(storage, Quantised):
         raise StateError(f"{path} is kept as {storage.format(module)} already.")
     weight = (storage.dense(module) or (None,))[0]
-    if not isinstance(weight, Tensor) or isinstance(weight, DTensor) or hasattr(module, "_hf_hook"):
+    if not isinstance(weight, Tensor) or is_sharded(weight) or hasattr(module, "_hf_hook"):
         raise UnsupportedError(
             f"{path} is sharded or offloaded. Quantise the model where it is loaded as a whole."
         )

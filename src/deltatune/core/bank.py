@@ -19,12 +19,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from deltatune.core.errors import StateError
 from deltatune.core.fingerprint import digest
 from deltatune.core.leaf import Leaf, draw
-from deltatune.core.whole import overwrite, whole
+from deltatune.core.whole import is_sharded, overwrite, whole
 
 __all__ = ["Bank", "Flat"]
 
@@ -189,7 +188,7 @@ class Bank(nn.Module):
 
     def _pack(self) -> None:
         """Lays the rows together in one buffer, unless they are sharded."""
-        if any(isinstance(row, DTensor) for row in self.slots):
+        if any(is_sharded(row) for row in self.slots):
             return
         buffer = torch.stack([row.detach() for row in self.slots])
         for row, place in zip(self.slots, buffer.unbind(0), strict=True):

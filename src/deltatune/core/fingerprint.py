@@ -16,13 +16,11 @@ import torch
 import xxhash
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from deltatune.core.quantised import Quantised, format_of, shape_of
 from deltatune.core.storage import storage_of
-from deltatune.core.whole import whole_parameter
+from deltatune.core.whole import is_sharded, kind_of, whole_parameter
 
 __all__ = ["Fingerprint", "digest", "fingerprint"]
 
@@ -107,7 +105,7 @@ def fingerprint(
     config = getattr(model, "config", None)
     weights, weights_bf16 = _digests(model, held, originals or {})
     return Fingerprint(
-        kind=_kind(model),
+        kind=kind_of(model).__name__,
         name=str(getattr(config, "_name_or_path", "") or ""),
         revision=getattr(config, "_commit_hash", None),
         parameters=sum(counts.values()),
@@ -118,12 +116,6 @@ def fingerprint(
         excluded=tuple(sorted(excluded)),
         quantised=format_of(model),
     )
-
-
-def _kind(model: nn.Module) -> str:
-    """The class of a model; that of a sharded one is made on the spot, over its own."""
-    kind = type(model)
-    return (kind.__mro__[2] if issubclass(kind, FSDPModule) else kind).__name__
 
 
 def _held(model: nn.Module, excluded: Collection[str]) -> dict[str, Tensor]:
@@ -185,7 +177,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def _content(tensor: Tensor) -> str:
     """Shape, dtype and digest of every byte; of a tensor made of others (torchao's), theirs."""
     made: Any = tensor
-    if is_traceable_wrapper_subclass(made) and not isinstance(tensor, DTensor):
+    if is_traceable_wrapper_subclass(made) and not is_sharded(tensor):
         parts = made.__tensor_flatten__()[0]
         return ",".join(f"{name}:{_content(getattr(made, name))}" for name in parts)
     held: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from deltatune.core.chain import Chain, Inner
 from deltatune.core.errors import ConfigurationError
@@ -26,6 +25,7 @@ from deltatune.core.per_thread import PerThread
 from deltatune.core.quantised import Quantised
 from deltatune.core.storage import storage_of
 from deltatune.core.text import handed_on
+from deltatune.core.whole import is_sharded
 
 if TYPE_CHECKING:
     from deltatune.core.delta import Delta
@@ -149,7 +149,7 @@ class Host:
         for module, storage in self._quantised:
             held += storage.stored(module)
         there = [tensor for tensor in held if tensor is not None]
-        apart = any(isinstance(tensor, DTensor) or tensor.is_meta for tensor in there)
+        apart = any(is_sharded(tensor) or tensor.is_meta for tensor in there)
         return [] if apart else there
 
     @contextmanager

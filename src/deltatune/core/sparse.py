@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,8 +39,9 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, in
         if value.dtype != torch.float32 or not _SMALLEST <= value.numel() < 2**31:
             continue
         flat = value.flatten()
-        places = flat.nonzero().flatten()
-        if len(places) <= _SHARE * len(flat):
+        # To count first takes a tenth of the time of the places, which most tensors do not need.
+        if np.count_nonzero(flat.numpy() != 0) <= _SHARE * len(flat):
+            places = flat.nonzero().flatten()
             packed[name], packed[places_of(name)] = flat[places], places.int()
             counts[name] = len(places)
     return packed, counts

@@ -7,18 +7,47 @@ of a forward (initial values, fingerprints, artefacts) reads it here.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
-__all__ = ["first_parameter", "identity", "is_apart", "overwrite", "whole", "whole_parameter"]
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+__all__ = [
+    "first_parameter",
+    "identity",
+    "is_apart",
+    "is_sharded",
+    "kind_of",
+    "overwrite",
+    "whole",
+    "whole_parameter",
+]
+
+
+def is_sharded(tensor: object) -> TypeGuard[DTensor]:
+    """Whether a tensor is sharded over processes.
+
+    None is before somebody imports that class, and to import it takes longer than all else that
+    attaching a delta needs.
+    """
+    library = sys.modules.get("torch.distributed.tensor")
+    return library is not None and isinstance(tensor, library.DTensor)
+
+
+def kind_of(module: nn.Module) -> type:
+    """The class of a module, that from which `fully_shard` made the one it has where it did."""
+    library, kind = sys.modules.get("torch.distributed.fsdp"), type(module)
+    return kind.__mro__[2] if library is not None and issubclass(kind, library.FSDPModule) else kind
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The full value of a tensor that may be sharded; every process of the mesh must ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def whole_parameter(module: nn.Module, name: str) -> Tensor | None:
@@ -59,7 +88,7 @@ def first_parameter(module: nn.Module) -> Tensor:
 def is_apart(module: nn.Module) -> bool:
     """Whether a module's parameters are sharded or offloaded: they cannot be written in place."""
     held = [p for p in module._parameters.values() if p is not None]
-    return any(isinstance(p, DTensor) or p.is_meta for p in held)
+    return any(is_sharded(p) or p.is_meta for p in held)
 
 
 @torch.no_grad()
@@ -68,7 +97,9 @@ def overwrite(row: Tensor, pieces: Sequence[Tensor]) -> None:
 
     It may be sharded; every process of the mesh must give the same pieces then.
     """
-    if isinstance(row, DTensor):
+    if is_sharded(row):
+        from torch.distributed.tensor import distribute_tensor
+
         flat = torch.cat([piece.flatten().to(row.device, row.dtype) for piece in pieces])
         row.copy_(distribute_tensor(flat, row.device_mesh, row.placements))
         return
