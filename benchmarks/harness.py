@@ -8,13 +8,15 @@ import random
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from benchmarks.shares import shares
 
 __all__ = ["Row", "Size", "interleave", "machine", "row", "saved_bytes", "step_memory", "versions"]
 
@@ -49,6 +51,7 @@ class Row:
         ratio: the figure that `must` and `stretch` are about.
         must, stretch: bounds on it.
         holds: whether `must` does.
+        profile: where it does not, the milliseconds of each contender by kind; see `shares`.
     """
 
     id: str
@@ -60,6 +63,7 @@ class Row:
     must: str
     stretch: str
     holds: bool
+    profile: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The row as JSON values, four significant digits."""
@@ -79,6 +83,7 @@ def row(
     over: str,
     must: float,
     stretch: float | None = None,
+    contenders: Mapping[str, Work] | None = None,
 ) -> Row:
     """A row whose ratio is taken from its figures.
 
@@ -87,6 +92,7 @@ def row(
         over: "floor" or "peer" for ours over it, at most `must`; "gain" for the peer over ours, at
             least `must`; "itself" for ours alone, at most `must`.
         must, stretch: the bounds.
+        contenders: what is profiled where the bound does not hold.
     """
     if over == "gain":
         assert peer is not None
@@ -97,7 +103,9 @@ def row(
         ratio, sign = ours / below, "<="
     holds = ratio >= must if sign == ">=" else ratio <= must
     wish = "" if stretch is None else f"{sign} {stretch:g}"
-    return Row(id, metric, peer, floor, ours, ratio, f"{sign} {must:g}", wish, holds)
+    watched = {} if holds or contenders is None else contenders
+    profile = {name: shares(work) for name, work in watched.items()}
+    return Row(id, metric, peer, floor, ours, ratio, f"{sign} {must:g}", wish, holds, profile)
 
 
 def interleave(contenders: Mapping[str, Work], rounds: int) -> dict[str, float]:

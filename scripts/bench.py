@@ -32,6 +32,7 @@ from benchmarks import (  # noqa: E402
     trunk,
 )
 from benchmarks.harness import Row, Size, machine, versions  # noqa: E402
+from benchmarks.shares import KINDS  # noqa: E402
 from revision import revision  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -75,7 +76,13 @@ def main() -> int:
         measured = {part: _kept(f" {part} {name} {chosen.dtype}") for part in PARTS}
         rows = _in_order(measured)
         commits = {part: held["commit"] for part, held in measured.items() if held}
-        content = {**measured_on, "dtype": chosen.dtype, "commits": commits, "rows": rows}
+        content = {
+            **measured_on,
+            "dtype": chosen.dtype,
+            "commits": commits,
+            "rows": [{name: one[name] for name in COLUMNS} for one in rows],
+            "profiles": {one["id"]: one["profile"] for one in rows if one["profile"]},
+        }
         RESULTS.joinpath("bench.json").write_text(json.dumps(content, indent=1) + "\n")
         RESULTS.joinpath("bench.md").write_text(_page(rows, commits, measured_on, chosen.dtype))
     return 0
@@ -175,7 +182,47 @@ def _page(
             "|" + "---|" * len(COLUMNS),
             *lines,
             "",
+            *_misses(rows),
         ]
+    )
+
+
+def _misses(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the floor says of each bound that does not hold, and where the time goes."""
+    missed = [row for row in rows if not row["holds"]]
+    if not missed:
+        return []
+    lines = [
+        "## Bounds that do not hold",
+        "",
+        "The floor is the least that the work can take here: the frozen base alone, or one read of "
+        "the file, one write of it, one pass over the numbers. Milliseconds of one run by kind; "
+        "the profiler slows what it watches.",
+        "",
+    ]
+    for row in missed:
+        lines += [f"**{row['id']}**, {row['metric']}: {_cell(row['ratio'])}, asked {row['must']}. "
+                  + _reach(row), ""]  # fmt: skip
+        if row["profile"]:
+            lines += [f"| | {' | '.join(KINDS)} |", "|---" * (1 + len(KINDS)) + "|"]
+            for name, held in row["profile"].items():
+                lines.append(f"| {name} | {' | '.join(_cell(held[kind]) for kind in KINDS)} |")
+            lines.append("")
+    return lines
+
+
+def _reach(row: Mapping[str, Any]) -> str:
+    """How far from its floor a miss is, and whether the floor itself would hold the bound."""
+    floor, ours, bound = row["floor"], row["ours"], float(row["must"].split()[1])
+    if not floor:
+        return ""
+    ours_over = f"Ours takes {ours / floor:.3g} of the floor."
+    if not row["must"].startswith(">="):
+        return ours_over
+    gain = row["peer"] / floor
+    reach = f"The floor itself gains {gain:.3g} over the peer"
+    return reach + (
+        f": no program reaches the bound here. {ours_over}" if gain < bound else f". {ours_over}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from benchmarks.harness import interleave, row, saved_bytes, step_memory
+from benchmarks.shares import KINDS
 from torch import nn
 
 
@@ -47,3 +48,15 @@ def test_the_peak_of_a_step_is_measured_in_a_process_of_its_own() -> None:
     assert step_memory(prepare) >= 60 << 20  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="died"):
         step_memory(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+
+
+def test_a_miss_comes_with_the_profile_of_its_contenders() -> None:
+    a = torch.randn(128, 128)
+    works = {"ours": lambda: a @ a, "floor": lambda: a.clone()}
+    held = row("1", "x", 1.0, floor=1.0, over="floor", must=2.0, contenders=works)
+    assert not held.profile
+    missed = row("1", "x", 4.0, floor=1.0, over="floor", must=2.0, contenders=works)
+    assert set(missed.profile) == set(works)
+    assert set(missed.profile["ours"]) == set(KINDS) == set(missed.profile["floor"])
+    assert missed.profile["ours"]["products"] > 0 == missed.profile["floor"]["products"]
+    assert missed.profile["floor"]["copies"] > 0

@@ -46,14 +46,17 @@ class Mask:
         """
         drawn = self.held or [self._draw(key, len(rows), x) for key, rows in self.keys]
         self.held = drawn if hold else []
-        scale = _LEVELS / (_LEVELS - self.level)
         if len(self.keys) == 1 and len(self.keys[0][1]) == x.shape[0]:
-            return (x * drawn[0]).mul_(scale)
+            return self._masked(x, drawn[0])
         result = x.clone()
         for (_, rows), kept in zip(self.keys, drawn, strict=True):
             index = torch.tensor(rows, device=x.device)
-            result[index] = (x[index] * kept).mul_(scale)
+            result[index] = self._masked(x[index], kept)
         return result
+
+    def _masked(self, x: Tensor, kept: Tensor) -> Tensor:
+        """A product of two dtypes takes a CPU twice as long as to convert one of them before."""
+        return kept.to(x.dtype).mul_(x).mul_(_LEVELS / (_LEVELS - self.level))
 
     def _draw(self, key: int, rows: int, x: Tensor) -> Tensor:
         """1 where an entry is kept, 0 where not, as bytes."""
