@@ -58,8 +58,8 @@ _PRESETS: Mapping[str, Preset] = {
 
         Vu et al. 2022, arXiv:2110.07904. The preset is the prompt alone: train it on the source
         task, and give that delta to `start_from` of `core.start` before training on the target.
-        Which source is nearest is up to the caller; the authors compare prompts by the cosine of
-        their mean tokens.
+        `composition.nearest` finds the source that is most like a prompt of the target, trained for
+        a short while, by the cosine of their mean tokens or over pairs of tokens.
         """,
         aliases=("prompt_transfer",),
     ),

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from deltatune.composition.change import effective as effective
     from deltatune.composition.compress import Composed as Composed
     from deltatune.composition.compress import as_delta as as_delta
+    from deltatune.composition.likeness import nearest as nearest
+    from deltatune.composition.likeness import similarity as similarity
     from deltatune.composition.prompt_search import blackbox as blackbox
     from deltatune.composition.prompt_search import in_slots as in_slots
     from deltatune.composition.prompt_search import prompt_of as prompt_of
@@ -35,6 +37,8 @@ _HOMES = {
     "in_slots": "prompt_search",
     "lorahub": "weight_search",
     "mera": "averaging",
+    "nearest": "likeness",
+    "similarity": "likeness",
     "soup": "averaging",
     "soup_by_score": "averaging",
     "ties": "arithmetic",
