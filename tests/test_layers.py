@@ -48,7 +48,7 @@ TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "interop": (frozenset({"core"}), frozenset({"torch", "safetensors"})),
     "evaluation": (frozenset({"core", "tasks", "backbones"}), ANY),
     "study": (
-        frozenset({"core", "tasks", "training", "evaluation"}),
+        frozenset({"composition", "core", "tasks", "training", "evaluation"}),
         frozenset({"pydantic", "rich", "jinja2", "markupsafe", "matplotlib", "numpy", "scipy"})
         | frozenset({"duckdb", "optuna", "pyarrow", "ray"}),
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity
 
 from deltatune import api
-from deltatune.composition import effective, nearest, similarity
+from deltatune.composition import effective, nearest, similarity, stored_similarity
 from deltatune.core.delta import Delta
 from deltatune.core.errors import ConfigurationError, UnsupportedError
 from deltatune.core.start import start_from
@@ -92,3 +94,29 @@ def test_what_cannot_be_compared_is_refused() -> None:
         similarity((adapters, 0), (adapters, 1))
     untrained = api.attach(KIN.build(), "lora(rank=2)", slots=2)
     assert similarity((untrained, 0), (untrained, 1)) == 0
+
+
+@pytest.mark.parametrize("method", ["lora(rank=2) + head(labels=2)", "pissa(rank=2)",
+                                    "prompt(length=3)", "p_tuning(length=3)"])  # fmt: skip
+def test_folders_are_as_alike_as_what_they_hold(method: str, tmp_path: Path) -> None:
+    held = bank(method)
+    folders = [api.save(held, tmp_path / str(slot), slot=slot) for slot in range(2)]
+    for pairs in (False, True):
+        found = stored_similarity(*folders, pairs=pairs)
+        assert found == pytest.approx(similarity((held, 0), (held, 1), pairs=pairs), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "method", ["dora(rank=2)", "adapter(bottleneck=2)", "bitfit", "lora(rank=2) + pissa(rank=2)"]
+)
+def test_folders_that_say_too_little_are_as_alike_as_none(method: str, tmp_path: Path) -> None:
+    held = bank(method)
+    folders = [api.save(held, tmp_path / str(slot), slot=slot) for slot in range(2)]
+    assert stored_similarity(*folders) is None
+
+
+def test_folders_of_different_methods_are_refused(tmp_path: Path) -> None:
+    one = api.save(bank("lora(rank=2)"), tmp_path / "one")
+    other = api.save(bank("lora(rank=1)"), tmp_path / "other")
+    with pytest.raises(ConfigurationError, match="cannot be compared"):
+        stored_similarity(one, other)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.study.fake import TASKS, draw, execute
 
+from deltatune.api import attach, save
 from deltatune.cli.study.experiments import EXPERIMENTS as COMMANDS
+from deltatune.composition import similarity
 from deltatune.core.errors import ConfigurationError, StateError, UnknownNameError
 from deltatune.study.cell import Arm, Cell, CellResult, Point
 from deltatune.study.comparison import Comparison
@@ -18,12 +22,14 @@ from deltatune.study.experiments.combination import interactions, subsets
 from deltatune.study.experiments.convergence import area, reached
 from deltatune.study.experiments.grid import crossed
 from deltatune.study.experiments.performance import PRINTED, paper_averages
-from deltatune.study.experiments.transfer import alike, relative
+from deltatune.study.experiments.transfer import alike, cosines, relative
 from deltatune.study.findings import findings
 from deltatune.study.section import HeatMap, Section, Table
 from deltatune.study.store import MemoryStore, Store
 from deltatune.study.summary import Spread
 from deltatune.tasks.reference import table1
+from deltatune.testing.case import move
+from deltatune.testing.families import FAMILIES
 
 SMALL = {"backbones": ("t5-mini",), "tasks": ("glue_sst2", "glue_rte", "emotion"), "seeds": 2}
 
@@ -212,6 +218,30 @@ def test_transfer_is_relative_to_what_was_trained_there() -> None:
     assert any(isinstance(part, HeatMap) for part in sections[0].parts)
     with pytest.raises(ConfigurationError, match="at least 2 tasks"):
         find_experiment("transfer").study(**{**SMALL, "tasks": ("glue_rte",)})
+
+
+def test_transfer_shows_how_alike_the_kept_deltas_are(tmp_path: Path) -> None:
+    found = ran("transfer", methods=("lora",))
+    summary = found[""]
+    arm = Arm(backbone="t5-mini", method=summary.comparison.methods[0])
+    assert all(value is None for row in cosines(summary, arm) for value in row)
+    held = attach(FAMILIES["t5"].build(), "lora(rank=2)", slots=len(SMALL["tasks"]))
+    move(held)
+    first = dict[tuple[str, int], str]()
+    for slot, task in enumerate(SMALL["tasks"]):
+        first[task, 0] = str(save(held, tmp_path / task, slot=slot))
+    final = tuple(
+        (cell, result and result.model_copy(update={"artefact": first.get((cell.task, cell.seed))}))
+        for cell, result in summary.final
+    )
+    kept = replace(summary, final=final)
+    matrix = cosines(kept, arm)
+    for i in range(len(matrix)):
+        for j in range(len(matrix)):
+            wanted = similarity((held, i), (held, j))
+            assert matrix[i][j] == pytest.approx(wanted, abs=1e-6)
+    figures = EXPERIMENTS["transfer"].sections({"": kept})[0].parts
+    assert sum(isinstance(part, HeatMap) for part in figures) == 2
 
 
 def test_tasks_that_do_for_each_other_stand_together() -> None:

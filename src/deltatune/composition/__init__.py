@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deltatune.composition.compress import as_delta as as_delta
     from deltatune.composition.likeness import nearest as nearest
     from deltatune.composition.likeness import similarity as similarity
+    from deltatune.composition.likeness import stored_similarity as stored_similarity
     from deltatune.composition.prompt_search import blackbox as blackbox
     from deltatune.composition.prompt_search import in_slots as in_slots
     from deltatune.composition.prompt_search import prompt_of as prompt_of
@@ -39,6 +40,7 @@ _HOMES = {
     "mera": "averaging",
     "nearest": "likeness",
     "similarity": "likeness",
+    "stored_similarity": "likeness",
     "soup": "averaging",
     "soup_by_score": "averaging",
     "ties": "arithmetic",

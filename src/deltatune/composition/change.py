@@ -30,7 +30,16 @@ from deltatune.core.link import Link
 from deltatune.core.method import Method
 from deltatune.core.storage import Storage, storage_of
 
-__all__ = ["Change", "Product", "add", "check_alike", "check_weights", "effective", "transposes"]
+__all__ = [
+    "Change",
+    "Product",
+    "add",
+    "check_alike",
+    "check_weights",
+    "effective",
+    "is_product",
+    "transposes",
+]
 
 
 @dataclass(frozen=True)
@@ -188,7 +197,7 @@ def _of_module(links: Sequence[Link], slot: int) -> Mapping[str, Tensor | Produc
     """The change of one module's parameters."""
     weighing = [link for link in links if link.method.face == "weight"]
     selecting = [link for link in links if link.method.face == "select"]
-    if all(_is_product(link.method) for link in weighing) and not any(
+    if all(is_product(link.method) for link in weighing) and not any(
         "weight" in link.forms for link in selecting
     ):
         product = {f"{links[0].site.path}.weight": _product(weighing, slot)} if weighing else {}
@@ -222,7 +231,8 @@ def _folded(links: Sequence[Link], slot: int) -> dict[str, Tensor]:
     return found
 
 
-def _is_product(method: Method) -> bool:
+def is_product(method: Method) -> bool:
+    """Whether the change of a weight is the product of the method's factors."""
     return method.has_factors() and type(method).weight is Method.weight
 
 

@@ -8,19 +8,26 @@ which does not depend on the factors that a change was trained in. 1 for a delta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deltatune.composition.change import Change, Product, effective
+from deltatune.composition.change import Change, Product, effective, is_product
 from deltatune.composition.members import Member, Source, members_of, model_of
-from deltatune.core.artefact import stored_tensors
+from deltatune.core.artefact import read, read_tensors, stored_tensors
 from deltatune.core.errors import ConfigurationError
+from deltatune.core.grammar import parse
+from deltatune.core.leaf import zeros
 from deltatune.core.method import Method
 
-__all__ = ["nearest", "similarity"]
+__all__ = ["nearest", "similarity", "stored_similarity"]
+
+Parts = Mapping[str, Tensor | Product]
 
 
 def similarity(a: Source, b: Source, *, pairs: bool = False) -> float:
@@ -45,7 +52,7 @@ def similarity(a: Source, b: Source, *, pairs: bool = False) -> float:
             f"{one[0].name} and {other[0].name} cannot be compared: one is a prompt, the other "
             "is not. Compare deltas of one kind."
         )
-    return _of_changes(_change(one), _change(other))
+    return _of_changes(_change(one).parts, _change(other).parts)
 
 
 def nearest(
@@ -61,6 +68,56 @@ def nearest(
     """
     found = [similarity(target, source, pairs=pairs) for source in members_of(sources)]
     return sorted(enumerate(found), key=lambda pair: -pair[1])
+
+
+def stored_similarity(a: str | Path, b: str | Path, *, pairs: bool = False) -> float | None:
+    """What `similarity` finds, from two folders of one method and without a model.
+
+    None where that takes the frozen weights (DoRA, masks), of two methods that may change one
+    weight, and where nothing can be compared.
+
+    Raises:
+        ArtefactError: the files of a folder are damaged.
+        ConfigurationError: they hold different methods, or were made for different backbones.
+    """
+    first, second = read(a), read(b)
+    if (first.method, first.backbone.architecture) != (second.method, second.backbone.architecture):
+        raise ConfigurationError(
+            f"{a} and {b} cannot be compared: {first.method} and {second.method}, for "
+            f"{first.backbone.kind} and {second.backbone.kind}."
+        )
+    one, other = _stored(Path(a)), _stored(Path(b))
+    if one is None or other is None:
+        return None
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return _of_tokens(one, other, pairs=pairs)
+    assert not isinstance(one, Tensor) and not isinstance(other, Tensor)  # they are of one method
+    return _of_changes(one, other)
+
+
+def _stored(folder: Path) -> Tensor | Parts | None:
+    """The tokens of a prompt, or the products that a folder's factors make."""
+    artefact = read(folder)
+    leaves = {
+        name: replace(zeros(*entry.shape), dtype=getattr(torch, entry.dtype))
+        for name, entry in artefact.tensors.items()
+    }
+    sites: dict[str, dict[str, dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
+    for name, value in read_tensors(folder, artefact, leaves).items():
+        owner, _, rest = name.partition("/")
+        path, _, leaf = rest.rpartition("/")
+        sites[owner][path][leaf] = value
+    methods = [method for method in parse(artefact.method) if method.category != "head"]
+    if {method.face for method in methods} == {"embed"}:
+        held = [own for method in methods for own in sites[method.name].values()]
+        return torch.cat([value for own in held for value in own.values()]).double()
+    if len(methods) > 1 or not is_product(methods[0]):
+        return None
+    products = {}
+    for path, own in sites[methods[0].name].items():
+        A, B = methods[0].factors(own)
+        products[path] = Product(B, A)
+    return products
 
 
 def _methods(member: Member) -> list[Method]:
@@ -98,19 +155,23 @@ def _of_tokens(a: Tensor, b: Tensor, *, pairs: bool) -> float:
     return float(normalize(a.mean(0), dim=0) @ normalize(b.mean(0), dim=0))
 
 
-def _of_changes(a: Change, b: Change) -> float:
+def _of_changes(a: Parts, b: Parts) -> float:
     norms = (_inner(a, a) * _inner(b, b)) ** 0.5
     return _inner(a, b) / norms if norms else 0.0
 
 
-def _inner(a: Change, b: Change) -> float:
+def _inner(a: Parts, b: Parts) -> float:
     """<Δ_a, Δ_b>; of two products without multiplying them out."""
     total = 0.0
-    for name in a.parts.keys() & b.parts.keys():
-        one, other = a.parts[name], b.parts[name]
+    for name in a.keys() & b.keys():
+        one, other = a[name], b[name]
         if isinstance(one, Product) and isinstance(other, Product):
             left = one.left.double().mT @ other.left.double()
             total += float((left * (one.right.double() @ other.right.double().mT)).sum())
         else:
-            total += float((a[name].double() * b[name].double()).sum())
+            total += float((_dense(one) * _dense(other)).sum())
     return total
+
+
+def _dense(part: Tensor | Product) -> Tensor:
+    return (part.dense() if isinstance(part, Product) else part).double()

@@ -1,9 +1,14 @@
-"""Transfer: what a delta that was trained on one task does on others, as it is."""
+"""Transfer: what a delta that was trained on one task does on others, as it is, and how alike the
+deltas of two tasks are in themselves.
+"""
 
 from __future__ import annotations
 
+from itertools import combinations_with_replacement
+from pathlib import Path
 from statistics import fmean
 
+from deltatune.composition import stored_similarity
 from deltatune.core.errors import ConfigurationError
 from deltatune.study.cell import Arm
 from deltatune.study.comparison import Comparison
@@ -12,7 +17,7 @@ from deltatune.study.libraries import library
 from deltatune.study.section import Column, HeatMap, Section, Table, Value
 from deltatune.study.summary import Summary
 
-__all__ = ["EXPERIMENT", "alike", "relative"]
+__all__ = ["EXPERIMENT", "alike", "cosines", "relative"]
 
 Matrix = tuple[tuple[float | None, ...], ...]
 
@@ -34,6 +39,30 @@ def relative(summary: Summary, arm: Arm) -> Matrix:
             row.append(fmean(there) / original.mean if known and original is not None else None)
         rows.append(tuple(row))
     return tuple(rows)
+
+
+def cosines(summary: Summary, arm: Arm) -> Matrix:
+    """How alike the deltas of two tasks are, by `composition.stored_similarity`: the mean over the
+    seeds that both have. None where no two folders are here, or the method has no such measure.
+    """
+    tasks = summary.comparison.tasks
+    folders = {
+        (cell.task, cell.seed): result.artefact
+        for cell, result in summary.final
+        if cell.arm == arm and result is not None and result.artefact is not None
+    }
+    here = {place: folder for place, folder in folders.items() if Path(folder).is_dir()}
+    found: dict[tuple[int, int], float | None] = {}
+    for i, j in combinations_with_replacement(range(len(tasks)), 2):
+        pairs = [
+            (here[tasks[i], seed], here[tasks[j], seed])
+            for seed in range(summary.comparison.seeds)
+            if (tasks[i], seed) in here and (tasks[j], seed) in here
+        ]
+        values = [value for a, b in pairs if (value := stored_similarity(a, b)) is not None]
+        found[i, j] = found[j, i] = fmean(values) if values else None
+    every = range(len(tasks))
+    return tuple(tuple(found[i, j] for j in every) for i in every)
 
 
 def alike(matrix: Matrix) -> list[int]:
@@ -82,6 +111,11 @@ def _section(summary: Summary, arm: Arm) -> Section:
         names,
         tuple(tuple(matrix[i][j] for j in order) for i in order),
     )
+    figures, own = [figure], cosines(summary, arm)
+    if any(value is not None for row in own for value in row):
+        title = "Cosine between the deltas of two tasks, of effective weights or of mean tokens"
+        shown = tuple(tuple(own[i][j] for j in order) for i in order)
+        figures.append(HeatMap(title, names, names, shown))
     columns = (
         Column("task"),
         Column("commonest label", "score"),
@@ -94,8 +128,8 @@ def _section(summary: Summary, arm: Arm) -> Section:
         shares = {tasks[i]: v for i in range(len(tasks)) if i != j and (v := matrix[i][j])}
         best = max(shares, key=lambda name: shares[name], default=None)
         majority = next((r.majority for r in summary.results(arm, target)), None)
-        own = summary.spread(arm, target)
-        rows.append((target, majority, own, best, None if best is None else shares[best]))
+        reached = summary.spread(arm, target)
+        rows.append((target, majority, reached, best, None if best is None else shares[best]))
     return Section(
         f"{arm.backbone}, {arm}: transfer",
         "Extended Data Fig. 5",
@@ -103,7 +137,7 @@ def _section(summary: Summary, arm: Arm) -> Section:
             "Tasks that do for each other stand together. A share near that of the commonest label "
             "means that nothing was carried over.",
         ),
-        (figure, Table("From the best other task", columns, tuple(rows))),
+        (*figures, Table("From the best other task", columns, tuple(rows))),
     )
 
 
