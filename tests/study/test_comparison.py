@@ -6,6 +6,7 @@ import io
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -343,6 +344,27 @@ def test_the_page_says_where_the_learning_rates_come_from(text: str, words: str)
     assert words in texts and "1 method on 1 task" in texts
 
 
+def test_a_method_may_have_settings_of_its_own() -> None:
+    store = MemoryStore()
+    compare(store, by_method={"lora( rank=4 )": {"base_dropout": True}})
+    found = {cell.method: cell.settings for cell, result in summarise(store).final if result}
+    assert found["lora(rank=4)"].base_dropout and not found["full"].base_dropout
+    assert all(one.learning_rate for one in found.values())
+
+
+def test_rates_chosen_on_test_rows_are_called_so() -> None:
+    summary = compare(MemoryStore(), selection="test")
+    assert "the best on test" in str(Page(render_page(summary)).texts)
+    for group, choice in summary.choices.items():
+        for rate, mean in choice.means.items():
+            scores = [
+                result.score
+                for cell, result in summary.searched
+                if result is not None and group.holds(cell) and cell.learning_rate == rate
+            ]
+            assert len(scores) == len(group.tasks) and mean == pytest.approx(fmean(scores))
+
+
 def test_an_empty_store_says_so() -> None:
     with pytest.raises(StateError, match="no comparison in this store"):
         summarise(MemoryStore())
@@ -356,6 +378,10 @@ def test_an_empty_store_says_so() -> None:
         ({"tasks": ()}, ConfigurationError, "at least 1 item"),
         ({"budget": "soon"}, ConfigurationError, "A budget is a number and a unit"),
         ({"seads": 2}, UnknownNameError, "Did you mean 'seeds'"),
+        ({"by_method": {"lorra": {}}}, UnknownNameError, "lora"),
+        ({"by_method": {"adapter": {}}}, UnknownNameError, "method with settings of its own"),
+        ({"by_method": {"bitfit": {"seads": 1}}}, UnknownNameError, "Did you mean 'seed'"),
+        ({"by_method": {"bitfit": {"learning_rate": 1.0}}}, ConfigurationError, "from the grid"),
     ],
 )
 def test_a_comparison_that_cannot_be_meant_is_refused(

@@ -201,6 +201,45 @@ def test_the_gap_has_its_sign() -> None:
     assert all(cell.options["score_training"] for cell, _ in found[""].final)
 
 
+def test_a_faithful_gap_has_none() -> None:
+    def unlucky(cell: Cell) -> CellResult:
+        result = measured(cell)
+        return result.model_copy(
+            update={"measured": {"training": result.validation[result.metric] - 0.1}}
+        )
+
+    for protocol, wanted in (("clean", -0.1), ("faithful", 0.1)):
+        store = MemoryStore()
+        study = find_experiment("gap").study(**SMALL, methods=("lora",), protocol=protocol)
+        run_study(study, unlucky, store)
+        table = tables(EXPERIMENTS["gap"].sections(summaries(store)))["Over all tasks"]
+        assert [row["gap"] for row in rows(table)] == pytest.approx([wanted])
+
+
+def test_a_faithful_combination_has_the_defects_of_the_released_code() -> None:
+    clean, faithful = (
+        ran("combination", methods=("prompt", "bitfit", "adapter"), protocol=protocol)["all rows"]
+        for protocol in ("clean", "faithful")
+    )
+    assert clean.comparison.selection == "validation" and not clean.comparison.by_method
+    assert faithful.comparison.selection == "test"
+    found = {
+        cell.method: (cell.settings.base_dropout, cell.settings.base_dropout_steps)
+        for cell, _ in faithful.final
+    }
+    assert found == {
+        "prompt": (False, None),
+        "bitfit": (False, None),
+        "adapter": (True, None),
+        "prompt + bitfit": (False, None),
+        "prompt + adapter": (True, 200),
+        "bitfit + adapter": (True, 200),
+        "prompt + bitfit + adapter": (True, 200),
+    }
+    said = [EXPERIMENTS["combination"].sections({"": one})[0].text for one in (clean, faithful)]
+    assert "released code" not in str(said[0]) and "released code" in str(said[1])
+
+
 def test_transfer_is_relative_to_what_was_trained_there() -> None:
     found = ran("transfer", methods=("lora",))
     summary = found[""]

@@ -57,6 +57,12 @@ def test_validation_decides_and_test_does_not() -> None:
     assert choice.means == {1e-4: 0.7, 3e-4: 0.9, 1e-3: 0.8}
 
 
+def test_a_study_that_chose_on_its_test_rows_can_be_repeated() -> None:
+    tried = [scored(1e-4, 0.7, 0.1), scored(3e-4, 0.9, 0.2), scored(1e-3, 0.8, 0.99)]
+    choice = choose(tried, on="test")
+    assert choice.rate == 1e-3 and choice.means == {1e-4: 0.1, 3e-4: 0.2, 1e-3: 0.99}
+
+
 def test_the_mean_over_seeds_and_tasks_decides_and_the_lower_of_equals_wins() -> None:
     tried = [scored(1e-4, 0.6, seed=0), scored(1e-4, 0.8, seed=1)]
     tried += [scored(1e-3, 0.9, seed=0), scored(1e-3, 0.5, seed=1)]

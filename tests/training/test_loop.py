@@ -104,6 +104,38 @@ def test_the_base_drops_out_only_if_asked(dropout: bool) -> None:
     assert seen == [(True, dropout)] * 2
 
 
+def test_the_bases_dropout_ends_after_so_many_steps_interrupted_or_not(tmp_path: Path) -> None:
+    class Watching(StandIn):
+        def __init__(self, broken_at: int | None = None) -> None:
+            super().__init__()
+            self.broken_at, self.seen = broken_at, list[bool]()
+
+        def forward(self, *args: object, **kwargs: object) -> object:
+            if len(self.seen) == self.broken_at:
+                raise KeyboardInterrupt
+            self.seen.append(self.base.training)
+            return super().forward(*args, **kwargs)  # type: ignore[arg-type]
+
+    settings = quick(base_dropout_steps=4, evaluation_every=1)
+
+    def trained(run: Watching, folder: Path) -> Watching:
+        fit(run, ROWS, collate, settings=settings, budget=Steps(7), folder=folder,
+            validate=lambda: {"score": 1.0})  # fmt: skip
+        return run
+
+    whole = trained(Watching(), tmp_path / "whole")
+    assert whole.seen == [True] * 4 + [False] * 3
+    for broken_at in (2, 5):
+        folder = tmp_path / str(broken_at)
+        with pytest.raises(KeyboardInterrupt):
+            trained(Watching(broken_at), folder)
+        again = trained(Watching(), folder)
+        assert again.seen == whole.seen[-len(again.seen) :]
+        assert torch.equal(again.head.weight, whole.head.weight)
+    with pytest.raises(ConfigurationError, match="set that too"):
+        quick(base_dropout=False, base_dropout_steps=4)
+
+
 def test_the_callers_random_state_is_untouched() -> None:
     torch.manual_seed(3), np.random.seed(3), random.seed(3)
     expected = torch.rand(3), np.random.rand(), random.random()

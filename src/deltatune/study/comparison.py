@@ -1,4 +1,4 @@
-"""A comparison: every method on every task, each arm at a rate chosen on validation rows."""
+"""A comparison: every method on every task, each arm at a learning rate chosen by one rule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deltatune.core.grammar import parse
 from deltatune.study.cell import Arm, Cell, CellResult, Strict
 from deltatune.study.runner import Execute, Outcome, Pool, Together, Watch, run
 from deltatune.study.search import Rates, Search
-from deltatune.study.select import Choice, Grid, beyond, choose
+from deltatune.study.select import Choice, Grid, Split, beyond, choose
 from deltatune.study.source import code_version
 from deltatune.study.store import Note, Store
 from deltatune.training.budget import parse as parse_budget
@@ -43,6 +43,8 @@ class Comparison(Strict):
         grid: the learning rates that every arm tries, with `selection_seeds` seeds; or how many of
             them are searched between two bounds.
         selection_seeds: seeds that the choice of the learning rate is made with.
+        selection: the rows that it is made on. On "test", scores are those of the luckiest rate.
+        by_method: what the settings of a method are where they are others, {"lora": {"seed": 1}}.
         search_tasks: where the learning rates are tried; all tasks if there is none.
         extend: how many values may be added to an arm's grid while its best value is at an edge.
         per: whether an arm has one rate for all tasks ("arm") or one for each ("task").
@@ -59,6 +61,8 @@ class Comparison(Strict):
     settings: Settings = Settings()
     grid: Rates = Grid()
     selection_seeds: Annotated[int, Field(ge=1)] = 1
+    selection: Split = "validation"
+    by_method: dict[str, dict[str, Any]] = Field(default_factory=dict)
     search_tasks: tuple[str, ...] = ()
     extend: Annotated[int, Field(ge=0)] = 0
     per: Literal["arm", "task"] = "arm"
@@ -75,6 +79,11 @@ class Comparison(Strict):
     def _canonical(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(parse(value)) for value in values)
 
+    @field_validator("by_method")
+    @classmethod
+    def _canonical_keys(cls, values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {str(parse(method)): changed for method, changed in values.items()}
+
     @field_validator("backbones", "tasks", "methods", "search_tasks")
     @classmethod
     def _distinct(cls, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -88,6 +97,14 @@ class Comparison(Strict):
         for task in self.search_tasks:
             if task not in self.tasks:
                 raise UnknownNameError("task to search on", task, self.tasks)
+        for method, changed in self.by_method.items():
+            if method not in self.methods:
+                raise UnknownNameError("method with settings of its own", method, self.methods)
+            if "learning_rate" in changed:
+                raise ConfigurationError(
+                    f"The learning rate of {method} comes from the grid. Leave it out of by_method."
+                )
+            self.settings_of(method)
         if self.search_tasks and self.per == "task":
             raise ConfigurationError(
                 "A rate for each task is searched on each of them. Leave search_tasks out, or "
@@ -98,6 +115,10 @@ class Comparison(Strict):
                 f"A search keeps to its bounds, {self.grid}. Widen them, or leave extend out."
             )
         return self
+
+    def settings_of(self, method: str) -> Settings:
+        """How one method is trained. Raises what `Settings` does."""
+        return Settings(**{**dict(self.settings), **self.by_method.get(method, {})})
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -234,7 +255,8 @@ class _Search:
 
     def choice(self, group: Group) -> Choice:
         """What the results so far say of one group."""
-        return choose(tried for tried in self._searched.values() if group.holds(tried[0]))
+        held = (tried for tried in self._searched.values() if group.holds(tried[0]))
+        return choose(held, self.comparison.selection)
 
     def run_final(self) -> Outcome:
         """Runs the chosen rates with all seeds."""
@@ -265,7 +287,9 @@ class _Search:
             protocol=self.comparison.protocol,
             seed=seed,
             budget=self.comparison.budget,
-            settings=self.comparison.settings.model_copy(update={"learning_rate": rate}),
+            settings=self.comparison.settings_of(arm.method).model_copy(
+                update={"learning_rate": rate}
+            ),
             options=self.comparison.options,
             code=code_version(methods),
             **self._describe(arm.backbone, task, self.comparison.protocol),

@@ -51,6 +51,7 @@ COLUMNS: dict[str, type | None] = {
     "settings.seed": int,
     "settings.length_grouped": bool,
     "settings.base_dropout": bool,
+    "settings.base_dropout_steps": int,
     "settings.checkpoint_every": int,
     "stages": str,
     "options.*": None,

@@ -116,7 +116,9 @@ def _rates_in_words(summary: Summary) -> str:
         found = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
         where = ", ".join(summary.comparison.search_tasks)
         on = f" of {where}" if where else ""
-        return f"{found} values for each arm, the best on validation{on} ({grid})"
+        return (
+            f"{found} values for each arm, the best on {summary.comparison.selection}{on} ({grid})"
+        )
     if not grid.relative:
         return f"{grid} for every arm"
     return "the preset of each method" + ("" if grid == Grid() else f", {grid}")

@@ -1,6 +1,7 @@
-"""The learning rate of an arm, chosen on validation rows from a grid.
+"""The learning rate of an arm, chosen from a grid, on validation rows unless it is said otherwise.
 
-Every arm, full tuning included, gets a grid of equal size, and the test rows have no say. A best
+Every arm, full tuning included, gets a grid of equal size. The test rows have no say, but where a
+study repeats one in which they had. A best
 value at the edge of its grid says only that the search stopped too early: it is reported, and the
 grid can be extended beyond it.
 """
@@ -11,11 +12,14 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from deltatune.core.errors import ConfigurationError
 from deltatune.study.cell import Cell, CellResult, Strict
 
-__all__ = ["Choice", "Grid", "beyond", "choose"]
+__all__ = ["Choice", "Grid", "Split", "beyond", "choose"]
+
+Split: TypeAlias = Literal["validation", "test"]
 
 
 class Grid(Strict):
@@ -76,7 +80,7 @@ class Choice:
 
     Attributes:
         rate: the learning rate; None if no value was run to its end on all tasks.
-        means: learning rate -> mean validation score over the tasks, a fraction; -infinity for a
+        means: learning rate -> mean score over the tasks, a fraction; -infinity for a
             value of which a run failed, as a loss that is not finite does.
         at_edge: whether the best of at least two values is the lowest or the highest tried.
     """
@@ -86,17 +90,19 @@ class Choice:
     at_edge: bool
 
 
-def choose(tried: Iterable[tuple[Cell, CellResult | None]]) -> Choice:
-    """Returns the rate of the highest mean validation score, the lower one of equals.
+def choose(tried: Iterable[tuple[Cell, CellResult | None]], on: Split = "validation") -> Choice:
+    """Returns the rate of the highest mean score, the lower one of equals.
 
     Args:
         tried: the cells of one arm with their results, None for a cell that failed. Every rate must
             have been tried on the same tasks and seeds; one that was not counts as failed.
+        on: the rows whose score counts.
     """
     scores: dict[float, dict[tuple[str, int], float]] = defaultdict(dict)
     for cell, result in tried:
         if cell.learning_rate is not None and result is not None:
-            value = result.validation.get(result.metric, math.nan)
+            validated = result.validation.get(result.metric, math.nan)
+            value = validated if on == "validation" else result.score
             scores[cell.learning_rate][cell.task, cell.seed] = value
         elif cell.learning_rate is not None:
             scores[cell.learning_rate][cell.task, cell.seed] = math.nan

@@ -117,7 +117,10 @@ class Summary:
     def choices(self) -> dict[Group, Choice]:
         """What was chosen for each arm, and from what; empty where there was nothing to choose."""
         found = {
-            group: choose(tried for tried in self.searched if group.holds(tried[0]))
+            group: choose(
+                (tried for tried in self.searched if group.holds(tried[0])),
+                self.comparison.selection,
+            )
             for group in self.comparison.groups
         }
         return {group: choice for group, choice in found.items() if choice.means}

@@ -132,7 +132,6 @@ def begin(
     warmup = warmup_fraction(settings, budget, sampler.batches_per_epoch)
     # Before the optimiser, which must hold the parameters as they are on the device.
     cast(nn.Module, run).to(accelerator.device)
-    run.base_dropout = settings.base_dropout
     packing = Packing.of(run, rows, collate, accelerator.device) if settings.packing else None
     state = RunState.begin(sampler, build_optimiser(run, settings), run.policies())
     return StepTaker(run, rows, collate, settings, accelerator, packing), state, warmup
@@ -208,7 +207,7 @@ class Loop:
     def run_to_end(self) -> Result:
         """Trains until the budget is spent or patience is at its end."""
         if not self.done:
-            self.taker.run.train()
+            self._train()
         while not self.done:
             started = time.perf_counter()
             taken = self.taker.take(self.state, self.factor, self.fraction())
@@ -231,6 +230,8 @@ class Loop:
         facts.seconds += seconds
         self._note(taken)
         spent = self.fraction() >= 1.0
+        if facts.steps == settings.base_dropout_steps:
+            self._train()
         if spent or _due(facts.steps, settings.evaluation_every):
             self._evaluate()
         if spent or self._impatient():
@@ -253,6 +254,13 @@ class Loop:
         self.log.write("step", **spent, **asdict(taken), **self.state.sampler.about)
         self.progress.step(facts.steps, self.fraction(), taken.loss, taken.learning_rate)
 
+    def _train(self) -> None:
+        """Puts the run into training, with the base's dropout as long as it lasts."""
+        settings, steps = self.taker.settings, self.state.facts.steps
+        lasts = settings.base_dropout_steps is None or steps < settings.base_dropout_steps
+        self.taker.run.base_dropout = settings.base_dropout and lasts
+        self.taker.run.train()
+
     def _evaluate(self) -> None:
         """Scores the run, and remembers its tensors if they are the best so far."""
         if self.validate is None:
@@ -260,7 +268,7 @@ class Loop:
         run, facts = self.taker.run, self.state.facts
         run.eval()
         found = self.validate()
-        run.train()
+        self._train()
         scores = {name: float(s) if math.isfinite(s) else None for name, s in found.items()}
         metric = self.metric or next(iter(scores), "")
         if metric not in scores:

@@ -55,6 +55,7 @@ class Settings(BaseModel):
         length_grouped: whether batches hold rows of similar length (less padding).
         base_dropout: whether the base's own dropout is on in training, as it is in usual full
             fine-tuning. A comparison must set it equal in all arms.
+        base_dropout_steps: optimiser steps after which `base_dropout` ends; None: it does not.
         checkpoint_every: optimiser steps between checkpoints, if a folder is given; None: none.
     """
 
@@ -80,6 +81,7 @@ class Settings(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     length_grouped: bool = False
     base_dropout: bool = False
+    base_dropout_steps: _Count | None = None
     checkpoint_every: _Count | None = 200
 
     if (
@@ -100,6 +102,8 @@ class Settings(BaseModel):
             raise ValueError("give warmup_steps or warmup_ratio, not both")
         if self.patience is not None and self.evaluation_every is None:
             raise ValueError("patience counts evaluations: set evaluation_every too")
+        if self.base_dropout_steps is not None and not self.base_dropout:
+            raise ValueError("base_dropout_steps says when base_dropout ends: set that too")
         if not all(math.isfinite(value) for value in self.optimiser_options.values()):
             raise ValueError("optimiser_options must be finite numbers")
         return self
