@@ -92,7 +92,7 @@ def test_the_options_are_these(call: Call) -> None:
         "study export": {"format", "out"},
     }
     experiment = study | rows | request | {"tasks", "methods", "seeds", "learning-rates", "extend"}
-    experiment |= {"retry", "together", "trunk-cache", "on"}
+    experiment |= {"retry", "together", "trunk-cache", "on", "search-tasks", "per"}
     expected |= {f"study {name}": experiment for name in EXPERIMENTS}
     expected["study run"] = {
         "together",

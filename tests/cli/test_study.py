@@ -141,7 +141,7 @@ def test_an_experiment_runs_goes_on_and_is_shown(call: Call, tmp_path: Path) -> 
     rows = ("--train-rows", "16", "--validation-rows", "4", "--test-rows", "4")
     words = ("study", "gap", "--backbone", "t5-nano", "--tasks", "minimal_pairs", "--seeds", "1")
     words += ("--methods", "bitfit,lora(rank=2)", "--steps", "2", *rows)
-    code, out, _ = call(*words, "--out", str(tmp_path), "--dry-run")
+    code, out, _ = call(*words, "--out", str(tmp_path), "--dry-run", "--per", "task")
     assert code == 0 and "2 methods on 1 backbones and 1 tasks" in out
     assert not list(tmp_path.iterdir())
     code, out, err = call(*words, "--out", str(tmp_path))
@@ -180,6 +180,10 @@ def test_a_file_describes_a_study(call: Call, tmp_path: Path) -> None:
     assert len(JournalStore(out_folder).done()) == 6
     code, _, err = call(*words, "--set", "experiment=gap")
     assert code == 2 and "one protocol and one budget" in err
+    own = ("--set", "selection=test", "--set", "by_method={bitfit: {base_dropout: true}}")
+    assert call(*words, *own, "--dry-run")[0] == 0
+    code, _, err = call(*words, "--set", "by_method={lora: {}}", "--dry-run")
+    assert code == 2 and "method with settings of its own" in err
     file.write_text("backbon: t5-nano\n")
     code, _, err = call(*words)
     assert code == 2 and "'backbon'" in err and "'backbone'" in err

@@ -70,6 +70,12 @@ Rates: TypeAlias = Annotated[
         metavar="LIST",
     ),
 ]
+SearchTasks: TypeAlias = Annotated[
+    str | None, typer.Option(help="Try the rates on these of the tasks alone.", metavar="LIST")
+]
+Per: TypeAlias = Annotated[
+    str | None, typer.Option(help="One rate for each 'arm', or for each 'task'.", metavar="NAME")
+]
 Extend: TypeAlias = Annotated[
     int | None, typer.Option(help="Add up to so many rates while the best is at an edge.")
 ]

@@ -28,7 +28,8 @@ __all__ = ["run"]
 # What a file may say beside the options of this command.
 _KEYS = (
     *("experiment", "backbone", "tasks", "methods", "at", "steps", "budget", "budgets", "seeds"),
-    *("learning_rates", "search_tasks", "selection_seeds", "extend", "per", "batch_size"),
+    *("learning_rates", "search_tasks", "selection", "selection_seeds", "extend", "per"),
+    *("batch_size", "by_method"),
     *("protocol", "protocols", "train_rows", "validation_rows", "test_rows"),
 )
 
