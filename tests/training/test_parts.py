@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +26,34 @@ def test_parts_keep_to_the_budget_and_lose_nothing(
         assert len(part) == 1 or (sum(held) if packed else len(held) * max(held)) <= tokens
     order = [lengths[row] for part in parts for row in part]
     assert order == sorted(lengths, reverse=True)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 100), st.booleans())
+def test_no_other_parts_in_this_order_cost_less(
+    lengths: list[int], tokens: int, packed: bool
+) -> None:
+    def cost(parts: Sequence[Sequence[int]], each: int) -> int:
+        computed = [sum(part) if packed else len(part) * max(part) for part in parts]
+        if any(held > tokens and len(part) > 1 for held, part in zip(computed, parts, strict=True)):
+            return 10**9
+        return sum(computed) + each * len(parts)
+
+    order = sorted(lengths, reverse=True)
+    for device, each in ((None, tokens), (torch.device("cpu"), 32)):
+        found = cut(lengths, tokens, packed=packed, device=device)
+        others = (
+            [order[a:b] for a, b in itertools.pairwise([0, *places, len(order)])]
+            for count in range(len(order))
+            for places in itertools.combinations(range(1, len(order)), count)
+        )
+        best = min(cost(parts, each) for parts in others)
+        assert cost([[lengths[row] for row in part] for part in found], each) == best
+
+
+def test_padding_is_dearer_than_another_pass_on_a_cpu() -> None:
+    lengths = [100, 10, 10, 10]
+    assert len(cut(lengths, 1000)) == 1
+    assert len(cut(lengths, 1000, device=torch.device("cpu"))) == 2
 
 
 @given(LENGTHS, BUDGET)

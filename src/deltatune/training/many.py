@@ -311,7 +311,7 @@ class _Together:
         packed = self.jobs[0].settings.packing
         parts = [
             [rows[place] for place in sorted(part)]
-            for part in cut(lengths, self.tokens, packed=packed)
+            for part in cut(lengths, self.tokens, packed=packed, device=self.accelerator.device)
         ]
         return [([k for k, _ in part], part) for part in parts]
 

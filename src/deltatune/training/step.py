@@ -162,7 +162,8 @@ class StepTaker:
         if tokens is None:
             return [rows[start : start + size] for start in range(0, len(rows), size)]
         lengths = [row_length(row) for row in rows]
-        parts = cut(lengths, tokens, packed=self.settings.packing)
+        packed, device = self.settings.packing, self.accelerator.device
+        parts = cut(lengths, tokens, packed=packed, device=device)
         return [[rows[place] for place in part] for part in parts]
 
     def _backward(self, state: RunState, batch: dict[str, Tensor], share: float) -> float:
