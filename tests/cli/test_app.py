@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from deltatune import __version__
-from deltatune.cli import main
+from deltatune.cli import hub, main
 from deltatune.cli import study as studies
 from deltatune.cli.app import COMMANDS, GROUPS
 from deltatune.cli.options import budget_of, gather, nested
@@ -43,13 +43,12 @@ def test_the_module_is_the_command() -> None:
 
 def test_the_commands_are_these_and_each_says_what_it_does(call: Call) -> None:
     assert list(COMMANDS) == ["train", "eval", "compare", "plan", "methods", "tasks", "doctor"]
-    assert list(GROUPS) == ["study"]
+    assert list(GROUPS) == ["study", "hub"]
     assert {"status", "watch", "query", "export"} <= set(studies.COMMANDS)
     code, out, _ = call("--help")
     assert code == 0
-    _, inner, _ = call("study", "--help")
-    out += inner
-    for name, command in (COMMANDS | studies.COMMANDS).items():
+    out += "".join(call(group, "--help")[1] for group in GROUPS)
+    for name, command in (COMMANDS | studies.COMMANDS | hub.COMMANDS).items():
         assert f"  {name}" in out
         first = (command.__doc__ or "").partition("\n")[0]
         assert " ".join(first.split()) in " ".join(out.split()), "no summary is cut short"
@@ -90,6 +89,9 @@ def test_the_options_are_these(call: Call) -> None:
         "study watch": {"page", "port"},
         "study query": {"csv"},
         "study export": {"format", "out"},
+        **{f"hub {name}": {"hub"} for name in hub.COMMANDS},
+        "hub search": {"hub", "category", "largest"},
+        "hub tidy": {"hub", "older"},
     }
     experiment = study | rows | request | {"tasks", "methods", "seeds", "learning-rates", "extend"}
     experiment |= {"retry", "together", "trunk-cache", "on", "search-tasks", "per"}
@@ -104,9 +106,11 @@ def test_the_options_are_these(call: Call) -> None:
         "dry-run",
         "on",
     }
-    without_json = {"study export", "study run", "study watch"}
+    without_json = {"study export", "study run", "study watch", "hub rm", "hub tidy"}
     without_json |= {f"study {name}" for name in EXPERIMENTS}
-    for name in [*COMMANDS, *(f"study {name}" for name in studies.COMMANDS)]:
+    groups = {"study": studies.COMMANDS, "hub": hub.COMMANDS}
+    inner = [f"{group} {name}" for group, commands in groups.items() for name in commands]
+    for name in [*COMMANDS, *inner]:
         _, out, _ = call(*name.split(), "--help")
         words = out.replace(",", " ").split()
         found = {

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from deltatune import api
 from deltatune.core import artefact as module
+from deltatune.core import description
 from deltatune.core.artefact import read, save
 from deltatune.core.delta import Delta, deltas_of
 from deltatune.core.errors import (
@@ -100,7 +101,7 @@ def signed(
     content["blake3"] = module.blake3(held).hexdigest()
     change(content)
     text = json.dumps(content | {"digest": ""})
-    text = text.replace('"digest": ""', f'"digest": "{module._digest(text, "")}"', 1)
+    text = text.replace('"digest": ""', f'"digest": "{description._digest(text, "")}"', 1)
     return {"delta.json": text.encode(), "delta.safetensors": held}
 
 
@@ -230,7 +231,7 @@ def test_an_unwritable_place_is_refused(delta: Delta, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("failing", ["_write_tensors", "_publish", "_signed"])
+@pytest.mark.parametrize("failing", ["_write_tensors", "_publish", "signed"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_full_disk_leaves_nothing_half_written(
     failing: str, overwrite: bool, delta: Delta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deltatune import api
 from deltatune.core import artefact as module
+from deltatune.core import description
 from deltatune.core.errors import ArtefactError
 from deltatune.core.sparse import pack, packed_shapes, places_of, unpack
 from deltatune.core.swap import swap
@@ -90,7 +91,7 @@ def resealed(folder: Path, places: Tensor, name: str) -> None:
     content["size"] = (folder / "delta.safetensors").stat().st_size
     content["blake3"] = module._blake3(folder / "delta.safetensors")
     text = json.dumps(content | {"digest": ""})
-    digest = f'"digest": "{module._digest(text, "")}"'
+    digest = f'"digest": "{description._digest(text, "")}"'
     (folder / "delta.json").write_text(text.replace('"digest": ""', digest, 1))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from deltatune import __version__
-from deltatune.cli import study
+from deltatune.cli import hub, study
 from deltatune.cli.compare import compare
 from deltatune.cli.doctor import doctor
 from deltatune.cli.evaluate import evaluate
@@ -29,7 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": doctor,
 }
 # Commands that have commands of their own.
-GROUPS: dict[str, Callable[[], typer.Typer]] = {"study": study.build}
+GROUPS: dict[str, Callable[[], typer.Typer]] = {"study": study.build, "hub": hub.build}
 
 
 def _show_version(wanted: bool) -> None:

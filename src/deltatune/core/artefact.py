@@ -8,26 +8,23 @@ size is checked against what the method announces before a tensor is allocated.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import pydantic
 import torch
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as numpy_files
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deltatune.core.delta import Delta, attach
+from deltatune.core.description import Artefact, TensorEntry, describe, signed
 from deltatune.core.errors import (
     ArtefactError,
     BackboneMismatchError,
@@ -44,7 +41,7 @@ from deltatune.core.site import originals
 from deltatune.core.sparse import pack, packed_shapes, places_of, unpack
 
 __all__ = [
-    "Artefact",
+    "FILES",
     "backbone_of",
     "files_of",
     "load",
@@ -55,48 +52,7 @@ __all__ = [
     "stored_tensors",
 ]
 
-_JSON, _TENSORS = "delta.json", "delta.safetensors"
-
-
-class TensorEntry(BaseModel):
-    """One stored tensor.
-
-    Attributes:
-        shape, dtype: of the whole tensor.
-        entries: how many of its entries are in the file, where the others are zero; None: all.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    shape: tuple[int, ...]
-    dtype: str
-    entries: int | None = None
-
-
-class Artefact(BaseModel):
-    """The content of `delta.json`.
-
-    Attributes:
-        format, version: what the file is.
-        digest: sha256 of `delta.json` with this digest left empty.
-        method: the expression, in the grammar of methods.
-        backbone: what it was made for.
-        tensors: what `delta.safetensors` holds.
-        size, blake3: of `delta.safetensors`.
-        facts: what its maker measured and wants to keep beside it (task, labels, scores).
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format: Literal["deltatune"] = "deltatune"
-    version: Literal[1] = 1
-    digest: str = ""
-    method: str
-    backbone: Fingerprint
-    tensors: dict[str, TensorEntry]
-    size: int
-    blake3: str
-    facts: dict[str, Any] = {}
+FILES = _JSON, _TENSORS = "delta.json", "delta.safetensors"
 
 
 def backbone_of(delta: Delta) -> Fingerprint:
@@ -210,7 +166,7 @@ def _write(delta: Delta, slot: int, facts: dict[str, Any], part: Path, as_traine
         blake3=_blake3(part / _TENSORS),
         facts=facts,
     )
-    (part / _JSON).write_text(_signed(content), encoding="utf-8")
+    (part / _JSON).write_text(signed(content), encoding="utf-8")
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -228,31 +184,15 @@ def read(folder: str | Path) -> Artefact:
     """
     path = Path(folder)
     try:
-        text = (path / _JSON).read_bytes().decode("utf-8")
-        content = json.loads(text)
+        content = (path / _JSON).read_bytes()
         size = (path / _TENSORS).stat().st_size
     except FileNotFoundError as error:
         raise ArtefactError(
             f"{path} is no delta: {Path(error.filename).name} is missing."
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         raise ArtefactError(f"{path / _JSON} cannot be read: {error}. Fetch it again.") from None
-    if isinstance(content, dict) and content.get("version", 1) != 1:
-        raise ArtefactError(
-            f"{path} is written in version {content['version']} of the format; this library reads "
-            "version 1. Upgrade deltatune."
-        )
-    try:
-        artefact = Artefact.model_validate(content)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ArtefactError(f"{path / _JSON}: {where}: {first['msg']}.") from None
-    if _digest(text, artefact.digest) != artefact.digest:
-        raise ArtefactError(
-            f"{path / _JSON} was changed after it was written: its digest is another. "
-            "Fetch it again."
-        )
+    artefact = describe(content, path / _JSON)
     if size != artefact.size:
         raise ArtefactError(
             f"{path / _TENSORS} has {size:,} bytes, not {artefact.size:,}: it is truncated or was "
@@ -362,18 +302,6 @@ def _check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
             raise ArtefactError(
                 f"{what}: {name} holds values that are not finite. Train it anew, at a lower rate."
             )
-
-
-def _signed(content: Artefact) -> str:
-    """The text of `delta.json`, with the digest of all else in it."""
-    text = content.model_dump_json(indent=1) + "\n"
-    return text.replace('"digest": ""', f'"digest": "{_digest(text, "")}"', 1)
-
-
-def _digest(text: str, held: str) -> str:
-    """The digest of a `delta.json` that holds `held` as its digest."""
-    blank = text.replace(f'"digest": "{held}"', '"digest": ""', 1)
-    return hashlib.sha256(blank.encode()).hexdigest()
 
 
 def _publish(part: Path, target: Path) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltatune.core.artefact import Artefact, read, read_tensors, refuse, stored_tensors
+from deltatune.core.artefact import read, read_tensors, refuse, stored_tensors
 from deltatune.core.delta import Delta
+from deltatune.core.description import Artefact
 from deltatune.core.errors import ConfigurationError, StateError
 from deltatune.core.fingerprint import fingerprint
 from deltatune.core.grammar import Expression, parse

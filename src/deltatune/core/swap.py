@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltatune.core.artefact import Artefact, backbone_of, files_of, read, read_tensors, refuse
+from deltatune.core.artefact import backbone_of, files_of, read, read_tensors, refuse
 from deltatune.core.delta import Delta
+from deltatune.core.description import Artefact
 from deltatune.core.errors import ArtefactError, StateError
 from deltatune.core.grammar import Expression
 from deltatune.core.in_place import InPlaceBank

@@ -256,9 +256,7 @@ class Loop:
 
     def _train(self) -> None:
         """Puts the run into training, with the base's dropout as long as it lasts."""
-        settings, steps = self.taker.settings, self.state.facts.steps
-        lasts = settings.base_dropout_steps is None or steps < settings.base_dropout_steps
-        self.taker.run.base_dropout = settings.base_dropout and lasts
+        self.taker.run.base_dropout = self.taker.settings.drops_out(self.state.facts.steps)
         self.taker.run.train()
 
     def _evaluate(self) -> None:

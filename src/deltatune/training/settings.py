@@ -108,6 +108,11 @@ class Settings(BaseModel):
             raise ValueError("optimiser_options must be finite numbers")
         return self
 
+    def drops_out(self, step: int) -> bool:
+        """Whether the base's dropout is on in a step, counted from 0."""
+        lasts = self.base_dropout_steps is None or step < self.base_dropout_steps
+        return self.base_dropout and lasts
+
     @property
     def rows_per_step(self) -> int:
         """Rows of one optimiser step: `per_device_batch_size * accumulation`."""

@@ -112,10 +112,7 @@ def command_of(name: str) -> Callable[..., None]:
         values = gather(config, changes, requested(context), needed=(*needed, "out"))
         folder, how = Path(values.pop("out")), how_of(values)
         study = experiment.study(**fields_of(values))
-        if dry_run:
-            show_plan(study)
-            return
-        carry_out(study, folder, retry=retry, **how)
+        show_plan(study) if dry_run else carry_out(study, folder, retry=retry, **how)
 
     told = EXPERIMENTS[name]
     command.__doc__ = f"{told[0].upper()}{told[1:]}."
