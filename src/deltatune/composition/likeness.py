@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from deltatune.composition.change import Change, Product, effective, is_product
 from deltatune.composition.members import Member, Source, members_of, model_of
 from deltatune.core.artefact import read, read_tensors, stored_tensors
+from deltatune.core.description import Artefact
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.grammar import parse
 from deltatune.core.leaf import zeros
@@ -86,7 +87,7 @@ def stored_similarity(a: str | Path, b: str | Path, *, pairs: bool = False) -> f
             f"{a} and {b} cannot be compared: {first.method} and {second.method}, for "
             f"{first.backbone.kind} and {second.backbone.kind}."
         )
-    one, other = _stored(Path(a)), _stored(Path(b))
+    one, other = _stored(Path(a), first), _stored(Path(b), second)
     if one is None or other is None:
         return None
     if isinstance(one, Tensor) and isinstance(other, Tensor):
@@ -95,9 +96,8 @@ def stored_similarity(a: str | Path, b: str | Path, *, pairs: bool = False) -> f
     return _of_changes(one, other)
 
 
-def _stored(folder: Path) -> Tensor | Parts | None:
+def _stored(folder: Path, artefact: Artefact) -> Tensor | Parts | None:
     """The tokens of a prompt, or the products that a folder's factors make."""
-    artefact = read(folder)
     leaves = {
         name: replace(zeros(*entry.shape), dtype=getattr(torch, entry.dtype))
         for name, entry in artefact.tensors.items()
@@ -111,7 +111,7 @@ def _stored(folder: Path) -> Tensor | Parts | None:
     if {method.face for method in methods} == {"embed"}:
         held = [own for method in methods for own in sites[method.name].values()]
         return torch.cat([value for own in held for value in own.values()]).double()
-    if len(methods) > 1 or not is_product(methods[0]):
+    if len(methods) != 1 or not is_product(methods[0]):
         return None
     products = {}
     for path, own in sites[methods[0].name].items():

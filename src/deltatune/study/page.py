@@ -258,7 +258,7 @@ def _rates(summary: Summary, backbone: str) -> list[Section]:
     found = [(g, choice) for g, choice in summary.choices.items() if g.arm.backbone == backbone]
     if not found:
         return []
-    whole = len(summary.comparison.tasks)
+    whole, on = len(summary.comparison.tasks), summary.comparison.selection
     places = dict.fromkeys(group.tasks for group, _ in found)
     rows: list[tuple[Value, ...]] = []
     curves: dict[tuple[str, ...], list[Series]] = {tasks: [] for tasks in places}
@@ -276,22 +276,24 @@ def _rates(summary: Summary, backbone: str) -> list[Section]:
         Column("Tasks"),
         Column("Rates tried", "count"),
         Column("Chosen", "number"),
-        Column("Validation score", "score"),
+        Column(f"{on.title()} score", "score"),
         Column("Of its grid"),
     )
     figures = [
         Lines(
-            "Validation score by learning rate" + ("" if len(tasks) == whole else f", {tasks[0]}"),
+            f"{on.title()} score by learning rate"
+            + ("" if len(tasks) == whole else f", {tasks[0]}"),
             "learning rate",
-            "mean validation score",
+            f"mean {on} score",
             tuple(series),
             logarithmic=True,
         )
         for tasks, series in curves.items()
     ]
     text = (
-        "Mean score on the validation rows, times 100, for each learning rate that was tried; a"
-        " ring is around the one chosen. Test rows had no say.",
+        f"Mean score on the {on} rows, times 100, for each learning rate that was tried; a ring is"
+        " around the one chosen."
+        + (" Test rows had no say." if on == "validation" else " They are the rows reported."),
     )
     parts: Parts = (Table("Learning rates", columns, tuple(rows)), *filter(_has_points, figures))
     return [Section(f"Learning rates on {backbone}", text=text, parts=parts)]

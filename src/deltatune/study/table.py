@@ -85,7 +85,7 @@ def as_data(summary: Summary) -> dict[str, Any]:
                 "tasks": list(group.tasks),
                 "chosen": choice.rate,
                 "at_edge": choice.at_edge,
-                "validation": {f"{rate:g}": mean for rate, mean in choice.means.items()},
+                summary.comparison.selection: {f"{r:g}": mean for r, mean in choice.means.items()},
             }
             for group, choice in summary.choices.items()
         ],
