@@ -280,14 +280,7 @@ def _rates(summary: Summary, backbone: str) -> list[Section]:
         Column("Of its grid"),
     )
     figures = [
-        Lines(
-            f"{on.title()} score by learning rate"
-            + ("" if len(tasks) == whole else f", {tasks[0]}"),
-            "learning rate",
-            f"mean {on} score",
-            tuple(series),
-            logarithmic=True,
-        )
+        _by_rate(series, on, "" if len(tasks) == whole else f", {tasks[0]}")
         for tasks, series in curves.items()
     ]
     text = (
@@ -297,3 +290,13 @@ def _rates(summary: Summary, backbone: str) -> list[Section]:
     )
     parts: Parts = (Table("Learning rates", columns, tuple(rows)), *filter(_has_points, figures))
     return [Section(f"Learning rates on {backbone}", text=text, parts=parts)]
+
+
+def _by_rate(series: Sequence[Series], on: str, where: str) -> Lines:
+    return Lines(
+        f"{on.title()} score by learning rate{where}",
+        "learning rate",
+        f"mean {on} score",
+        tuple(series),
+        logarithmic=True,
+    )
