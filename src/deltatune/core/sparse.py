@@ -39,11 +39,13 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, in
         if value.dtype != torch.float32 or not _SMALLEST <= value.numel() < 2**31:
             continue
         flat = value.flatten()
-        # To count first takes a tenth of the time of the places, which most tensors do not need.
-        if np.count_nonzero(flat.numpy() != 0) <= _SHARE * len(flat):
-            places = flat.nonzero().flatten()
-            packed[name], packed[places_of(name)] = flat[places], places.int()
-            counts[name] = len(places)
+        numbers, most = flat.numpy(), _SHARE * len(flat)
+        # To count takes a tenth of the time of the places, and half of a dense tensor tells.
+        if any(np.count_nonzero(n != 0) > most for n in (numbers[: len(numbers) // 2], numbers)):
+            continue
+        places = flat.nonzero().flatten()
+        packed[name], packed[places_of(name)] = flat[places], places.int()
+        counts[name] = len(places)
     return packed, counts
 
 
