@@ -96,7 +96,7 @@ def _steps(size: Size, data: Sequence[Example], settings: Settings) -> tuple[Wor
     def epoch() -> None:
         state.sampler.restore(0, 0)  # the same rows in every round
         for _ in range(state.sampler.batches_per_epoch):
-            taker.take(state, 1.0)
+            taker.take(state, 1.0, 0.0)
 
     words = model.bert.embeddings.word_embeddings
     counting = words.register_forward_hook(lambda _, args, __: counted.append(args[0].numel()))

@@ -56,10 +56,10 @@ def _measured(size: Size, method: str) -> dict[str, float]:
         )
         for taker, state in (plain, cached):
             for _ in range(BATCHES):  # the first epoch, which fills the cache
-                taker.take(state, 1.0)
+                taker.take(state, 1.0, 0.0)
         times = interleave(
-            {"ours": lambda: cached[0].take(cached[1], 1.0),
-             "peer": lambda: plain[0].take(plain[1], 1.0)},
+            {"ours": lambda: cached[0].take(cached[1], 1.0, 0.0),
+             "peer": lambda: plain[0].take(plain[1], 1.0, 0.0)},
             size.rounds,
         )  # fmt: skip
     pairs = zip(plain[1].facts.losses, cached[1].facts.losses, strict=True)
