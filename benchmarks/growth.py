@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
-from torch import nn
 
 from benchmarks.harness import Size, Work, interleave
 from benchmarks.parallel import together
@@ -46,7 +46,7 @@ def curves(size: Size) -> Iterator[Curve]:
     count = 3 if size.name == "quick" else None
 
     def step(layers: int, width: int, rows: int, length: int) -> dict[str, Work]:
-        def model() -> nn.Module:
+        def model() -> Any:
             return base(layers, size.dtype, width)
 
         delta = api.attach(with_delta := model(), ALL)

@@ -47,7 +47,7 @@ def rows(size: Size) -> Iterator[Row]:
     yield _optimiser(size)
 
 
-def llama(layers: int) -> LlamaForCausalLM:
+def llama(layers: int) -> Any:
     """A Llama of 768 features, random weights."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -58,8 +58,8 @@ def llama(layers: int) -> LlamaForCausalLM:
         num_key_value_heads=12,
         vocab_size=32000,
     )
-    model: LlamaForCausalLM = LlamaForCausalLM(config).eval().requires_grad_(False)
-    return model
+    model: Any = LlamaForCausalLM(config)
+    return model.eval().requires_grad_(False)
 
 
 def peer(model: nn.Module, name: str = "default") -> Any:

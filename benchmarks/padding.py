@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -36,7 +36,7 @@ def rows(size: Size) -> Iterator[Row]:
     data, number = _examples(), 0
     real = sum(len(one["input_ids"]) for one in data)
     for accumulation in (4, 1):
-        runs = {
+        runs: dict[str, dict[str, Any]] = {
             "padded": {},
             "cut by length": {"tokens_per_pass": 256},
             "packed": {"packing": True, "tokens_per_pass": 2048},
@@ -81,7 +81,7 @@ def _collate(examples: Sequence[Example]) -> dict[str, Tensor]:
 def _steps(size: Size, data: Sequence[Example], settings: Settings) -> tuple[Work, int]:
     """Steps over all of the data, and how many tokens they compute."""
     torch.manual_seed(0)
-    model = BertForSequenceClassification(
+    model: Any = BertForSequenceClassification(
         BertConfig(
             num_hidden_layers=min(size.layers, 4),
             hidden_dropout_prob=0.0,

@@ -7,9 +7,9 @@ compared with int8 matrices in a model of its own dtype.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import nn
 
 from benchmarks.harness import Row, Size, interleave, row
 from benchmarks.steps import LINEAR, RANK, backward, base, ids
@@ -27,7 +27,7 @@ def rows(size: Size) -> Iterator[Row]:
     yield _step("17.3", size, torch.float32)
 
 
-def _int8(size: Size, dtype: torch.dtype) -> nn.Module:
+def _int8(size: Size, dtype: torch.dtype) -> Any:
     model = base(size.layers, dtype)
     quantise(model, "int8")
     return model

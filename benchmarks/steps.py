@@ -8,6 +8,7 @@ PEFT runs in its default mode (fp32 factors) and with `autocast_adapter_dtype=Fa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import peft
@@ -37,7 +38,7 @@ def rows(size: Size) -> Iterator[Row]:
     yield from _times(size)
 
 
-def base(layers: int, dtype: torch.dtype, width: int = 768) -> BertModel:
+def base(layers: int, dtype: torch.dtype, width: int = 768) -> Any:
     """A frozen BERT of the base shape, random weights, no dropout."""
     torch.manual_seed(0)
     config = BertConfig(
@@ -48,22 +49,22 @@ def base(layers: int, dtype: torch.dtype, width: int = 768) -> BertModel:
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    model = BertModel(config, add_pooling_layer=False)
+    model: Any = BertModel(config, add_pooling_layer=False)
     return model.to(dtype).requires_grad_(False)
 
 
-def floor(size: Size, dtype: torch.dtype) -> nn.Module:
+def floor(size: Size, dtype: torch.dtype) -> Any:
     """The base alone, its embedded input wanting a gradient."""
     return floor_of(base(size.layers, dtype))
 
 
-def floor_of(model: Any) -> nn.Module:
+def floor_of(model: Any) -> Any:
     """A base whose embedded input wants a gradient."""
     model.embeddings.register_forward_hook(lambda *called: called[2].requires_grad_())
-    return model  # type: ignore[no-any-return]
+    return model
 
 
-def ours(size: Size, dtype: torch.dtype, at: str, dropout: float) -> nn.Module:
+def ours(size: Size, dtype: torch.dtype, at: str, dropout: float) -> Any:
     """The base with our LoRA."""
     model = base(size.layers, dtype)
     delta = api.attach(model, f"lora(rank={RANK}, dropout={dropout}, at='{LINEAR[at][0]}')")
@@ -72,9 +73,7 @@ def ours(size: Size, dtype: torch.dtype, at: str, dropout: float) -> nn.Module:
     return model
 
 
-def peer(
-    size: Size, dtype: torch.dtype, at: str, dropout: float, *, cast: bool = True
-) -> nn.Module:
+def peer(size: Size, dtype: torch.dtype, at: str, dropout: float, *, cast: bool = True) -> Any:
     """The base with PEFT's LoRA."""
     config = peft.LoraConfig(
         r=RANK, lora_alpha=2 * RANK, lora_dropout=dropout, target_modules=LINEAR[at][1]
@@ -85,7 +84,7 @@ def peer(
     return model
 
 
-def full(size: Size, dtype: torch.dtype) -> nn.Module:
+def full(size: Size, dtype: torch.dtype) -> Any:
     """The base, all of it trained."""
     model = base(size.layers, dtype).requires_grad_(True)
     model.trained = list(model.parameters())
@@ -158,7 +157,7 @@ def _kept(size: Size) -> Iterator[Row]:
     batch = ids(8, 128)
     for number, dropout, must, stretch in (("5.1", 0.0, 0.65, 0.55), ("5.2", DROPOUT, 0.5, 0.4)):
         mine, theirs, low = (
-            saved_bytes(model, lambda model=model: loss(model, batch)) / 1e6
+            saved_bytes(model, partial(loss, model, batch)) / 1e6
             for model in (
                 ours(size, size.dtype, "all", dropout),
                 peer(size, size.dtype, "all", dropout),
@@ -188,8 +187,8 @@ def _memory(size: Size) -> Iterator[Row]:
 
     dtype = size.dtype
     for number, dropout, must in (("6.1", 0.0, 0.52), ("6.2", DROPOUT, 0.48)):
-        mine = measured(lambda dropout=dropout: ours(size, dtype, "all", dropout))
-        theirs = measured(lambda dropout=dropout: peer(size, dtype, "all", dropout))
+        mine = measured(partial(ours, size, dtype, "all", dropout))
+        theirs = measured(partial(peer, size, dtype, "all", dropout))
         yield row(number, f"peak that a step adds, all-linear, dropout {dropout:g}, MB", mine,
                   peer=theirs, over="peer", must=must)  # fmt: skip
         if not dropout:
