@@ -42,7 +42,9 @@ def test_the_module_is_the_command() -> None:
 
 
 def test_the_commands_are_these_and_each_says_what_it_does(call: Call) -> None:
-    assert list(COMMANDS) == ["train", "eval", "compare", "plan", "methods", "tasks", "doctor"]
+    assert list(COMMANDS) == [
+        *("train", "eval", "compare", "plan", "methods", "tasks", "export", "doctor"),
+    ]
     assert list(GROUPS) == ["study", "hub"]
     assert {"status", "watch", "query", "export"} <= set(studies.COMMANDS)
     code, out, _ = call("--help")
@@ -84,6 +86,7 @@ def test_the_options_are_these(call: Call) -> None:
         "plan": request | {"backbone", "method", "at"},
         "methods": set(),
         "tasks": {"data", "protocol", "check"},
+        "export": {"out", "as", "backbone", "rank"},
         "doctor": {"data"},
         "study status": {"traces"},
         "study watch": {"page", "port"},

@@ -12,6 +12,7 @@ from deltatune.cli import hub, study
 from deltatune.cli.compare import compare
 from deltatune.cli.doctor import doctor
 from deltatune.cli.evaluate import evaluate
+from deltatune.cli.export import export
 from deltatune.cli.methods import methods
 from deltatune.cli.plan import plan
 from deltatune.cli.tasks import tasks
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan,
     "methods": methods,
     "tasks": tasks,
+    "export": export,
     "doctor": doctor,
 }
 # Commands that have commands of their own.
