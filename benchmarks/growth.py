@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,8 +115,13 @@ def draw(found: Sequence[Curve], path: Path) -> None:
     for curve, place in zip(found, axes.flat, strict=True):
         for name, times in curve.times.items():
             place.plot(curve.sizes, times, marker="o", label=name)
-        place.set(title=curve.title, xlabel=curve.axis, ylabel="ms", xscale="log", yscale="log")
+        place.set_title(curve.title, fontsize="medium")
+        place.set(xlabel=curve.axis, ylabel="ms", xscale="log", yscale="log")
         place.set_xticks(curve.sizes, [str(size) for size in curve.sizes], minor=False)
+        every = [one for times in curve.times.values() for one in times]
+        # Whole decades, so that every axis has numbers and a flat line looks flat.
+        ends = math.floor(math.log10(min(every))), math.ceil(math.log10(max(every)))
+        place.set_ylim(10.0 ** ends[0], 10.0 ** ends[1])
         place.minorticks_off()
         place.grid(alpha=0.3)
         place.legend(fontsize="small")
