@@ -15,7 +15,7 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-from benchmarks.harness import Row, Size, interleave, row
+from benchmarks.harness import Row, Size, Work, interleave, row
 from benchmarks.steps import ids
 from deltatune import api
 from deltatune.core.run import Run
@@ -42,31 +42,32 @@ def rows(size: Size) -> Iterator[Row]:
         ),
         1,
     ):
-        ms = _measured(size, method)
-        yield row(f"10.{number}", f"step of {what}, trunk from the cache, {EXAMPLES} x {LENGTH}, "
-                  "fp32, ms", ms["ours"], peer=ms["peer"], over="gain", must=must)  # fmt: skip
+        metric = f"step of {what}, trunk from the cache, {EXAMPLES} x {LENGTH}, fp32, ms"
+        yield _measured(size, method, f"10.{number}", metric, must)
 
 
-def _measured(size: Size, method: str) -> dict[str, float]:
-    """Milliseconds of a step with ("ours") and without ("peer") the cache."""
+def _measured(size: Size, method: str, id: str, metric: str, must: float) -> Row:
+    """A step with and without the cache; both must give the same losses."""
     plain, cached = _training(size.layers, method), _training(size.layers, method)
+    contenders: dict[str, Work] = {
+        "ours": lambda: cached[0].take(cached[1], 1.0, 0.0),
+        "peer": lambda: plain[0].take(plain[1], 1.0, 0.0),
+    }
     with ExitStack() as served:
         served.enter_context(
             TrunkCache().serving(cached[0].run, SETTINGS, math.inf, SilentProgress())
         )
-        for taker, state in (plain, cached):
-            for _ in range(BATCHES):  # the first epoch, which fills the cache
-                taker.take(state, 1.0, 0.0)
-        times = interleave(
-            {"ours": lambda: cached[0].take(cached[1], 1.0, 0.0),
-             "peer": lambda: plain[0].take(plain[1], 1.0, 0.0)},
-            size.rounds,
-        )  # fmt: skip
+        for _ in range(BATCHES):  # the first epoch, which fills the cache
+            for step in contenders.values():
+                step()
+        ms = {name: 1e3 * held for name, held in interleave(contenders, size.rounds).items()}
+        found = row(id, metric, ms["ours"], peer=ms["peer"], over="gain", must=must,
+                    contenders=contenders)  # fmt: skip
     pairs = zip(plain[1].facts.losses, cached[1].facts.losses, strict=True)
     apart = max(abs(a - b) for a, b in pairs)
     if apart > 1e-6:
         raise RuntimeError(f"The losses of {method} differ by {apart:.2g} with the trunk cache.")
-    return {name: 1e3 * held for name, held in times.items()}
+    return found
 
 
 def _training(layers: int, method: str) -> tuple[StepTaker, RunState]:
