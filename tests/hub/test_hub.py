@@ -200,6 +200,18 @@ def test_an_address_that_nothing_opens_is_refused() -> None:
         Hub("nonsense://hub")
 
 
+def test_a_system_that_can_only_be_read_says_so(
+    hub: Hub, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError("read-only")
+
+    monkeypatch.setattr(type(hub._files), "put_file", refuse)
+    with pytest.raises(ArtefactError, match="cannot be written: read-only"):
+        hub.push(folders[0], "lora")
+    assert list(hub.entries()) == []
+
+
 def test_where_pulled_deltas_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DELTATUNE_HOME", str(tmp_path))
     assert local_store() == tmp_path / "deltas"

@@ -273,7 +273,7 @@ class Hub:
             yield
         except FileNotFoundError:
             raise
-        except OSError as error:
+        except (OSError, NotImplementedError) as error:  # some systems can only be read
             raise ArtefactError(f"The hub {self.url} cannot be {what}: {error}.") from error
 
 
