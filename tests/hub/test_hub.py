@@ -212,6 +212,14 @@ def test_a_system_that_can_only_be_read_says_so(
     assert list(hub.entries()) == []
 
 
+def test_a_store_that_cannot_be_written_says_so(folders: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    hub = Hub(tmp_path / "hub", store=tmp_path / "file" / "store")
+    hub.push(folders[0], "lora")
+    with pytest.raises(ArtefactError, match="Cannot write to"):
+        hub.pull("lora")
+
+
 def test_where_pulled_deltas_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DELTATUNE_HOME", str(tmp_path))
     assert local_store() == tmp_path / "deltas"

@@ -90,15 +90,15 @@ class Hub:
         """
         entry = self.show(reference)
         target = self._store / entry.digest
-        if not target.is_dir():  # what is here was verified before it got its name
+        if target.is_dir():  # it was verified before it got its name
+            return target
+        try:
             self._store.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".", dir=self._store) as part:
-                made = self._fetch(entry, Path(part) / "delta")
-                try:
-                    made.rename(target)
-                except OSError:
-                    if not target.is_dir():  # somebody else was first
-                        raise
+                self._fetch(entry, Path(part) / "delta").rename(target)
+        except OSError as error:
+            if not target.is_dir():  # else somebody was faster
+                raise ArtefactError(f"Cannot write to {self._store}: {error}.") from error
         return target
 
     def show(self, reference: Reference | str) -> Entry:
@@ -174,7 +174,8 @@ class Hub:
                 if folder.rpartition("/")[2] not in named and min(map(self._age, files)) > older:
                     gone += sorted(files)  # the JSON first: what has one is whole
             for path in gone:
-                self._files.rm_file(path)
+                with suppress(FileNotFoundError):  # another process tidies, too
+                    self._files.rm_file(path)
         return len(gone)
 
     # --- files
@@ -271,8 +272,6 @@ class Hub:
     def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            raise
         except (OSError, NotImplementedError) as error:  # some systems can only be read
             raise ArtefactError(f"The hub {self.url} cannot be {what}: {error}.") from error
 
