@@ -120,7 +120,10 @@ def save(
     return artefact.save(trained, folder, slot=slot, overwrite=overwrite, as_trained=as_trained)
 
 
-def load(folder: str | Path, model: nn.Module, *, across_formats: bool = False) -> Delta:
+def load(
+    folder: str | Path, model: nn.Module, *, across_formats: bool = False,
+    other_weights: artefact.OnMismatch = "refuse",
+) -> Delta:  # fmt: skip
     """Attaches the delta in a folder. Raises BackboneMismatchError on another backbone,
     ArtefactError.
 
@@ -128,13 +131,14 @@ def load(folder: str | Path, model: nn.Module, *, across_formats: bool = False) 
     backbone is held to shapes alone.
 
     With `across_formats` the backbone may be kept in another format (int8, NF4, plain numbers) than
-    that which the delta was trained on; its weights are not compared then.
+    that which the delta was trained on; its weights are not compared then. With
+    `other_weights="warn"` it may have been trained further since: a warning says so.
     """
     from deltatune.interop import peft
 
     if peft.holds(folder) and not artefact.files_of(Path(folder))[0].exists():
         return peft.read(folder, model)
-    return artefact.load(model, folder, across_formats=across_formats)
+    return artefact.load(model, folder, across_formats=across_formats, other_weights=other_weights)
 
 
 @contextmanager

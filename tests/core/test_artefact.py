@@ -312,3 +312,22 @@ def test_a_control_is_saved_while_it_is_attached(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="Save before detach"):
         api.save(made, tmp_path / "late")
     shutil.rmtree(tmp_path / "full")
+
+
+def test_other_weights_of_the_same_shapes_are_taken_with_a_warning_on_request(
+    tmp_path: Path,
+) -> None:
+    made_for, other = KIN.build(), KIN.build()
+    delta = api.attach(made_for, "lora(rank=2)")
+    move(delta)
+    folder = api.save(delta, tmp_path / "delta")
+    with torch.no_grad():
+        next(other.parameters()).add_(0.5)
+    with pytest.raises(BackboneMismatchError, match="other weights"):
+        api.load(folder, other)
+    with pytest.warns(UserWarning, match=r"other weights.*loaded all the same") as caught:
+        taken = api.load(folder, other, other_weights="warn")
+    assert caught[0].filename == __file__
+    assert all(torch.equal(value, taken.tensors()[n]) for n, value in delta.tensors().items())
+    with pytest.raises(BackboneMismatchError, match="another architecture"):
+        api.load(folder, FAMILIES["bert"].build(), other_weights="warn")

@@ -12,9 +12,10 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from blake3 import blake3
@@ -42,6 +43,7 @@ from deltatune.core.sparse import pack, packed_shapes, places_of, unpack
 
 __all__ = [
     "FILES",
+    "OnMismatch",
     "backbone_of",
     "files_of",
     "load",
@@ -52,6 +54,7 @@ __all__ = [
     "stored_tensors",
 ]
 
+OnMismatch: TypeAlias = Literal["refuse", "warn"]
 FILES = _JSON, _TENSORS = "delta.json", "delta.safetensors"
 
 
@@ -206,8 +209,9 @@ def read(folder: str | Path) -> Artefact:
 
 
 def load(
-    model: nn.Module, folder: str | Path, *, seed: int = 0, across_formats: bool = False
-) -> Delta:
+    model: nn.Module, folder: str | Path, *, seed: int = 0, across_formats: bool = False,
+    other_weights: OnMismatch = "refuse",
+) -> Delta:  # fmt: skip
     """Attaches the delta in `folder` to a model.
 
     Args:
@@ -217,6 +221,8 @@ def load(
         across_formats: take a backbone of the same architecture that is kept in another format
             too: a delta trained on int8 or NF4 onto the backbone in plain numbers, or the other way
             round. Whether the weights are the same is not verified then.
+        other_weights: what to do where the architecture is the same and the weights are not, as
+            those of a backbone that was trained further: "warn" loads it and says so.
 
     Raises:
         BackboneMismatchError: it was made for another backbone.
@@ -224,7 +230,7 @@ def load(
     """
     artefact = read(folder)
     found = fingerprint(model, originals=originals(model), excluded=artefact.backbone.excluded)
-    refuse(folder, artefact, found, across_formats=across_formats)
+    refuse(folder, artefact, found, across_formats=across_formats, other_weights=other_weights)
     try:
         expression = parse(artefact.method)
         leaves = {n: leaf for part in layout(model, expression) for n, leaf in part.leaves.items()}
@@ -241,16 +247,23 @@ def load(
 
 
 def refuse(
-    folder: str | Path, artefact: Artefact, found: Fingerprint, *, across_formats: bool = False
-) -> None:
-    """Raises BackboneMismatchError if the backbone found is not the one an artefact is made for."""
-    difference = artefact.backbone.difference(found, across_formats=across_formats)
-    if difference is not None:
-        made_for = artefact.backbone.name or artefact.backbone.kind
-        raise BackboneMismatchError(
-            f"The delta in {folder} was made for {made_for}; this model is {difference}. "
-            "Load that backbone, or train the delta anew on this one."
-        )
+    folder: str | Path, artefact: Artefact, found: Fingerprint, *, across_formats: bool = False,
+    other_weights: OnMismatch = "refuse",
+) -> None:  # fmt: skip
+    """Raises BackboneMismatchError if the backbone found is not the one an artefact is made for;
+    warns instead where only the weights are others and that is wanted.
+    """
+    made_for = artefact.backbone
+    difference = made_for.difference(found, across_formats=across_formats)
+    if difference is None:
+        return
+    said = f"The delta in {folder} was made for {made_for.name or made_for.kind}; this model is "
+    said += f"{difference}."
+    same = (made_for.architecture, made_for.quantised) == (found.architecture, found.quantised)
+    if same and other_weights == "warn":
+        warnings.warn(f"{said} It is loaded all the same: see what it does.", stacklevel=4)
+        return
+    raise BackboneMismatchError(f"{said} Load that backbone, or train the delta anew on this one.")
 
 
 def files_of(folder: Path) -> tuple[Path, Path]:
