@@ -299,6 +299,22 @@ def test_what_a_page_says_in_which_order(summary: Summary) -> None:
     assert said.text == tuple(remarks(summary))
 
 
+def test_many_tasks_share_their_curves(summary: Summary, monkeypatch: pytest.MonkeyPatch) -> None:
+    def curves() -> list[Lines]:
+        (found,) = [one for one in sections(summary) if one.title.startswith("Convergence")]
+        return [part for part in found.parts if isinstance(part, Lines)]
+
+    each = curves()
+    assert len(each) == 2 * len(TASKS) and each[0].series[0].band
+    monkeypatch.setattr("deltatune.study.page._MOST_CURVES", 1)
+    steps, seconds = curves()
+    assert steps.title == f"Mean over {len(TASKS)} tasks, by steps" and "seconds" in seconds.title
+    for k, series in enumerate(steps.series):
+        alone = [figure.series[k].points for figure in each[::2]]
+        wanted = [fmean(point[1] for point in points) for points in zip(*alone, strict=True)]
+        assert [y for _, y in series.points] == pytest.approx(wanted) and not series.band
+
+
 def test_texts_in_the_page_are_escaped() -> None:
     def hostile(cell: Cell) -> CellResult:
         return execute(cell).model_copy(

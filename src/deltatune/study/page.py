@@ -166,6 +166,9 @@ def _distances(rows: Sequence[Row], names: Sequence[str]) -> list[HeatMap]:
     return [HeatMap(title, tuple(row.name for row in rows), tuple(names), tuple(values))]
 
 
+_MOST_CURVES = 12  # tasks that have figures of their own
+
+
 def _convergence(summary: Summary, backbone: str) -> Section:
     arms, title = summary.arms(backbone), f"Convergence on {backbone}"
     if all(len(result.curve) < 2 for arm in arms for result in summary.results(arm)):
@@ -175,18 +178,23 @@ def _convergence(summary: Summary, backbone: str) -> Section:
         "steps": lambda point: point.step,
         "seconds": lambda point: point.seconds,
     }
+    tasks, spread = summary.comparison.tasks, summary.comparison.seeds > 1
+    shown: dict[str, str | None] = {task: task for task in tasks}
+    text = "Score on the validation rows, times 100, mean over the seeds"
+    if len(tasks) > _MOST_CURVES:  # pages of figures that nobody looks at
+        shown, spread = {f"Mean over {len(tasks)} tasks": None}, False
+        text += " and the tasks; that of each is in `deltatune study query`"
     figures = [
         Lines(
-            f"{task}, by {across}",
+            f"{name}, by {across}",
             across,
             "validation score",
-            tuple(_mean_curve(str(arm), summary.results(arm, task), place) for arm in arms),
+            tuple(_mean_curve(str(arm), summary.results(arm, task), place, spread) for arm in arms),
         )
-        for task in summary.comparison.tasks
+        for name, task in shown.items()
         for across, place in axes.items()
     ]
-    text = "Score on the validation rows, times 100, mean over the seeds"
-    text += ", from the lowest to the highest of them." if summary.comparison.seeds > 1 else "."
+    text += ", from the lowest to the highest of them." if spread else "."
     return Section(title, text=(text,), parts=tuple(f for f in figures if _has_points(f)))
 
 
@@ -194,8 +202,10 @@ def _has_points(figure: Lines) -> bool:
     return any(series.points for series in figure.series)
 
 
-def _mean_curve(name: str, results: list[CellResult], place: Callable[[Point], float]) -> Series:
-    """Returns mean places and scores at each step at which every seed was evaluated."""
+def _mean_curve(
+    name: str, results: list[CellResult], place: Callable[[Point], float], spread: bool
+) -> Series:
+    """Returns mean places and scores at each step at which every run was evaluated."""
     by_step: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for result in results:
         for point in result.curve:
@@ -207,7 +217,7 @@ def _mean_curve(name: str, results: list[CellResult], place: Callable[[Point], f
     return Series(
         name,
         tuple((x, y) for x, y in points),
-        band=tuple((min(s), max(s)) for s in scores) if len(results) > 1 else (),
+        band=tuple((min(s), max(s)) for s in scores) if spread and len(results) > 1 else (),
     )
 
 
