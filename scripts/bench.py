@@ -136,7 +136,7 @@ def _part(part: str, size: Size, dtype: str) -> dict[str, Any]:
     for row in PARTS[part](size):
         rows.append(row.as_json())
         print(json.dumps(rows[-1]), flush=True)
-    found = {"key": key, "commit": revision(), "rows": rows}
+    found = {"key": key, "commit": revision(), "machine": machine(), "rows": rows}
     KEPT.parent.mkdir(exist_ok=True)
     with KEPT.open("a") as file:
         print(json.dumps(found), file=file)
@@ -196,9 +196,35 @@ def _page(
             "|" + "---|" * len(COLUMNS),
             *lines,
             "",
+            *_in_another_dtype(dtype, measured_on["machine"]["processor"]),
             *_misses(rows),
         ]
     )
+
+
+def _in_another_dtype(dtype: str, name: str) -> list[str]:
+    """The rows that were measured on this machine with backbones of the other dtype."""
+    other = "float32" if dtype == "bfloat16" else "bfloat16"
+    measured = {part: _kept(f" {part} full {other}") for part in PARTS}
+    own = {
+        part: held
+        for part, held in measured.items()
+        if held.get("machine", {}).get("processor") == name
+    }
+    if not own:
+        return []
+    rows = _in_order(own)
+    commits = ", ".join(f"{held['commit']} ({part})" for part, held in own.items())
+    return [
+        f"## With backbones in {other}",
+        "",
+        f"{sum(row['holds'] for row in rows)} of {len(rows)} bounds hold. Measured at {commits}.",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "|" + "---|" * len(COLUMNS),
+        *(f"| {' | '.join(_cell(row[name]) for name in COLUMNS)} |" for row in rows),
+        "",
+    ]
 
 
 def _misses(rows: Sequence[dict[str, Any]]) -> list[str]:
