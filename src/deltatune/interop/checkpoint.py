@@ -79,9 +79,10 @@ def write(
         ArtefactError: the folder exists, or cannot be written.
     """
     model: Any = delta.model
-    if not hasattr(model, "save_pretrained"):
+    if getattr(model, "config_class", None) is None:
         raise UnsupportedError(
-            f"{type(model).__name__} is no model of transformers, which writes the checkpoint."
+            f"{type(model).__name__} is no model of transformers, so that nothing else could read "
+            "the checkpoint. Share the delta itself, or train it on a class of transformers."
         )
     if not delta.attached or delta.merged or len(deltas_of(model)) > 1:
         raise StateError(
