@@ -262,9 +262,7 @@ def _reach(row: Mapping[str, Any]) -> str:
         return ours_over
     gain = row["peer"] / floor
     reach = f"The floor itself gains {gain:.3g} over the peer"
-    return reach + (
-        f": no program reaches the bound here. {ours_over}" if gain < bound else f". {ours_over}"
-    )
+    return reach + (", less than is asked. " if gain < bound else ". ") + ours_over
 
 
 def _grown() -> bool:
