@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from deltatune.cli.groups import group
 from deltatune.cli.options import Json
 from deltatune.cli.output import print_json, show
 
@@ -123,14 +124,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def build() -> typer.Typer:
     """Returns the commands of `deltatune hub`."""
-    app = typer.Typer(
-        help="Share deltas by name, in a folder or behind a URL.",
-        no_args_is_help=True,
-        rich_markup_mode=None,
-    )
-    for name, command in COMMANDS.items():
-        app.command(name, short_help=(command.__doc__ or "").partition("\n")[0])(command)
-    return app
+    return group("Share deltas by name, in a folder or behind a URL.", COMMANDS)
 
 
 def _open(url: str) -> Hub:

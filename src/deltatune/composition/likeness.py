@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,11 +18,10 @@ from torch.nn.functional import normalize
 
 from deltatune.composition.change import Change, Product, effective, is_product
 from deltatune.composition.members import Member, Source, members_of, model_of
-from deltatune.core.artefact import read, read_tensors, stored_tensors
+from deltatune.core.artefact import read, read_listed, stored_tensors
 from deltatune.core.description import Artefact
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.grammar import parse
-from deltatune.core.leaf import zeros
 from deltatune.core.method import Method
 
 __all__ = ["nearest", "similarity", "stored_similarity"]
@@ -98,12 +96,8 @@ def stored_similarity(a: str | Path, b: str | Path, *, pairs: bool = False) -> f
 
 def _stored(folder: Path, artefact: Artefact) -> Tensor | Parts | None:
     """The tokens of a prompt, or the products that a folder's factors make."""
-    leaves = {
-        name: replace(zeros(*entry.shape), dtype=getattr(torch, entry.dtype))
-        for name, entry in artefact.tensors.items()
-    }
     sites: dict[str, dict[str, dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
-    for name, value in read_tensors(folder, artefact, leaves).items():
+    for name, value in read_listed(folder, artefact).items():
         owner, _, rest = name.partition("/")
         path, _, leaf = rest.rpartition("/")
         sites[owner][path][leaf] = value

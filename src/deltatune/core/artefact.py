@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -37,7 +38,7 @@ from deltatune.core.fingerprint import Fingerprint, fingerprint
 from deltatune.core.grammar import Expression, parse
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.layout import layout
-from deltatune.core.leaf import Leaf
+from deltatune.core.leaf import Leaf, zeros
 from deltatune.core.site import originals
 from deltatune.core.sparse import pack, packed_shapes, places_of, unpack
 
@@ -48,6 +49,7 @@ __all__ = [
     "files_of",
     "load",
     "read",
+    "read_listed",
     "read_tensors",
     "refuse",
     "save",
@@ -269,6 +271,15 @@ def refuse(
 def files_of(folder: Path) -> tuple[Path, Path]:
     """The description and the tensors of an artefact."""
     return folder / _JSON, folder / _TENSORS
+
+
+def read_listed(folder: Path, artefact: Artefact) -> dict[str, Tensor]:
+    """The tensors, held to their description alone. Raises ArtefactError."""
+    leaves = {
+        name: replace(zeros(*entry.shape), dtype=getattr(torch, entry.dtype, torch.float32))
+        for name, entry in artefact.tensors.items()
+    }
+    return read_tensors(folder, artefact, leaves)
 
 
 def read_tensors(folder: Path, artefact: Artefact, leaves: Mapping[str, Leaf]) -> dict[str, Tensor]:

@@ -11,17 +11,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from deltatune.core.artefact import read, read_tensors, refuse, stored_tensors
+from deltatune.core.artefact import read, read_listed, refuse, stored_tensors
 from deltatune.core.delta import Delta
-from deltatune.core.description import Artefact
 from deltatune.core.errors import ConfigurationError, StateError
 from deltatune.core.fingerprint import fingerprint
 from deltatune.core.grammar import Expression, parse
 from deltatune.core.in_place import InPlaceBank
-from deltatune.core.leaf import zeros
 from deltatune.core.method import METHODS, Method
 from deltatune.core.mixer import Mixer
 from deltatune.core.site import originals
@@ -208,15 +205,7 @@ def _forms(delta: Delta, source: Delta | str | Path, slot: int) -> Iterator[Form
         delta.model, originals=originals(delta.model), excluded=artefact.backbone.excluded
     )
     refuse(source, artefact, own)
-    yield parse(artefact.method), _tensors(Path(source), artefact)
-
-
-def _tensors(folder: Path, artefact: Artefact) -> dict[str, Tensor]:
-    leaves = {
-        name: replace(zeros(*entry.shape), dtype=getattr(torch, entry.dtype, torch.float32))
-        for name, entry in artefact.tensors.items()
-    }
-    return read_tensors(folder, artefact, leaves)
+    yield parse(artefact.method), read_listed(Path(source), artefact)
 
 
 def _comparable(expression: Expression) -> set[str]:

@@ -10,7 +10,7 @@ import functools
 import json
 import math
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltatune.core.artefact import backbone_of, files_of, read, read_tensors, refuse
+from deltatune.core.artefact import backbone_of, files_of, read, read_listed, refuse
 from deltatune.core.delta import Delta
 from deltatune.core.description import Artefact
 from deltatune.core.errors import ArtefactError, StateError
 from deltatune.core.grammar import Expression
 from deltatune.core.in_place import InPlaceBank
-from deltatune.core.leaf import zeros
 from deltatune.core.sparse import places_of, unpack
 
 __all__ = ["swap"]
@@ -151,11 +150,7 @@ def _verified(folder: Path, stamp: Stamp) -> _Verified:
     """Reads and checks everything. Raises ArtefactError."""
     del stamp
     artefact = read(folder)
-    leaves = {
-        name: replace(zeros(*entry.shape), dtype=getattr(torch, entry.dtype, torch.float32))
-        for name, entry in artefact.tensors.items()
-    }
-    read_tensors(folder, artefact, leaves)
+    read_listed(folder, artefact)
     with files_of(folder)[1].open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))

@@ -167,7 +167,7 @@ class Hub:
             gone = [path for path in paths if _PART in path and self._age(path) > older]
             deltas: dict[str, list[str]] = {}
             for path in paths:
-                folder = self._files._parent(path)
+                folder = _above(path)
                 if folder == self._delta(folder.rpartition("/")[2]) and _PART not in path:
                     deltas.setdefault(folder, []).append(path)
             for folder, files in deltas.items():
@@ -246,7 +246,7 @@ class Hub:
     def _size(self, path: str) -> int | None:
         with self._explained("read"):
             try:
-                self._files.invalidate_cache(self._files._parent(path))
+                self._files.invalidate_cache(_above(path))
                 return int(self._files.info(path)["size"])
             except FileNotFoundError:
                 return None
@@ -261,7 +261,7 @@ class Hub:
     def _move_in(self, content: bytes | Path, target: str) -> None:
         """Writes a file beside its place, and moves it there."""
         part = f"{target}{_PART}{uuid.uuid4().hex}"
-        self._files.makedirs(self._files._parent(target), exist_ok=True)
+        self._files.makedirs(_above(target), exist_ok=True)
         if isinstance(content, Path):
             self._files.put_file(str(content), part)
         else:
@@ -278,6 +278,11 @@ class Hub:
 
 def _reference(reference: Reference | str) -> Reference:
     return Reference.parse(reference) if isinstance(reference, str) else reference
+
+
+def _above(path: str) -> str:
+    """The folder of a path."""
+    return path.rpartition("/")[0]
 
 
 def _entry(content: bytes, place: str) -> Entry:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import typer
 
+from deltatune.cli.groups import group
 from deltatune.cli.study.experiments import EXPERIMENTS, command_of
 from deltatune.cli.study.export import export
 from deltatune.cli.study.query import query
@@ -27,12 +28,4 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def build() -> typer.Typer:
     """Returns the commands of `deltatune study`."""
-    app = typer.Typer(
-        help="Run an experiment of the paper, or look into the folder of a study.",
-        no_args_is_help=True,
-        rich_markup_mode=None,
-    )
-    for name, command in COMMANDS.items():
-        # Given as such, the first line is not cut to the width of a terminal.
-        app.command(name, short_help=(command.__doc__ or "").partition("\n")[0])(command)
-    return app
+    return group("Run an experiment of the paper, or look into the folder of a study.", COMMANDS)
