@@ -111,13 +111,19 @@ def save(
     slot: int = 0,
     overwrite: bool = False,
     as_trained: bool = False,
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes one slot of a delta as `delta.json` and `delta.safetensors`. Raises ArtefactError.
+    """Writes one slot of a delta as `delta.json` and `delta.safetensors`, and `card.md`, which says
+    to people what it is. Raises ArtefactError.
 
     With `as_trained` a method is written as it is trained, where it is stored in another form
-    (`p_tuning`, `intrinsic_prompt`), so that others can start from it.
+    (`p_tuning`, `intrinsic_prompt`), so that others can start from it. Facts are kept in
+    `delta.json`, any that JSON can hold; "backbone", "task", "test" and "validation" (scores by
+    metric), "licence", "seed", "budget" are shown on the card and by a hub.
     """
-    return artefact.save(trained, folder, slot=slot, overwrite=overwrite, as_trained=as_trained)
+    return artefact.save(
+        trained, folder, slot=slot, overwrite=overwrite, as_trained=as_trained, facts=facts
+    )
 
 
 def load(

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from deltatune import api
 from deltatune.core import artefact as module
 from deltatune.core import description
-from deltatune.core.artefact import read, save
+from deltatune.core.artefact import CARD, read, save
 from deltatune.core.delta import Delta, deltas_of
 from deltatune.core.errors import (
     ArtefactError,
@@ -168,7 +168,7 @@ def test_missing_files_and_strange_places(tmp_path: Path) -> None:
 
 def test_what_was_saved_is_loaded(delta: Delta, tmp_path: Path) -> None:
     folder = save(delta, tmp_path / "deep" / "delta", facts={"score": 0.25})
-    assert sorted(path.name for path in folder.iterdir()) == list(FILES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted((CARD, *FILES))
     content = read(folder)
     assert content.facts == {"score": 0.25} and content.method == delta.name
     fresh = KIN.build()
@@ -231,7 +231,7 @@ def test_an_unwritable_place_is_refused(delta: Delta, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("failing", ["_write_tensors", "_publish", "signed"])
+@pytest.mark.parametrize("failing", ["_write_tensors", "_publish", "sealed"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_full_disk_leaves_nothing_half_written(
     failing: str, overwrite: bool, delta: Delta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -53,7 +53,15 @@ from deltatune.core.errors import (
 )
 from deltatune.core.host import DRAWN
 
-__all__ = ["Backbone", "Form", "form_of", "load_architecture", "load_backbone"]
+__all__ = [
+    "Backbone",
+    "Form",
+    "Place",
+    "form_of",
+    "load_architecture",
+    "load_backbone",
+    "locate",
+]
 
 Form = Literal["encoder_decoder", "decoder", "encoder"]
 
@@ -83,7 +91,7 @@ class Backbone:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a name's files are: folders, or a hub id in both fields."""
 
     model: str
@@ -118,7 +126,7 @@ def load_backbone(
             that can be neither fetched nor found in the cache, labels for what is no encoder.
         UnsupportedError: a model type that transformers does not know by itself.
     """
-    place = _locate(name, revision)
+    place = locate(name, revision)
     config, commit = _configuration(name, place, revision)
     form = _form(config)
     kind, pooling = _model_class(name, place, config, form, labels, commit)
@@ -157,7 +165,7 @@ def form_of(name: str, *, revision: str | None = None) -> Form:
 
     Raises DeltatuneError as `load_backbone`; weights and tokenizer may be absent.
     """
-    config, _ = _configuration(name, _locate(name, revision), revision)
+    config, _ = _configuration(name, locate(name, revision), revision)
     return _form(config)
 
 
@@ -175,7 +183,7 @@ def load_architecture(
         DeltatuneError: as `load_backbone`; weights and tokenizer may be absent.
     """
     file = Path(name).expanduser()
-    place = _Place(str(file), str(file)) if file.is_file() else _locate(name, revision)
+    place = Place(str(file), str(file)) if file.is_file() else locate(name, revision)
     config, commit = _configuration(name, place, revision)
     kind, pooling = _model_class(name, place, config, _form(config), labels, commit)
     with _refused(name, "configuration"), torch.device("meta"):
@@ -188,7 +196,8 @@ def load_architecture(
     return model
 
 
-def _locate(name: str, revision: str | None) -> _Place:
+def locate(name: str, revision: str | None) -> Place:
+    """Where the files of a backbone are. Raises as `load_backbone` does for names."""
     place = _local_place(name)
     if place is not None:
         if revision is not None:
@@ -205,15 +214,15 @@ def _locate(name: str, revision: str | None) -> _Place:
         )
     if "/" not in name and difflib.get_close_matches(name.casefold(), ours, cutoff=_SLIP):
         raise UnknownNameError("backbone", name, ours)
-    return _Place(name, name, from_hub=True)
+    return Place(name, name, from_hub=True)
 
 
-def _local_place(name: str) -> _Place | None:
+def _local_place(name: str) -> Place | None:
     if name in EMBEDDED:
-        return _Place(str(EMBEDDED[name]), str(TOKENIZER))
+        return Place(str(EMBEDDED[name]), str(TOKENIZER))
     if name == "minilm":
         folder = _minilm()
-        return _Place(folder, folder)
+        return Place(folder, folder)
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -221,7 +230,7 @@ def _local_place(name: str) -> _Place | None:
                 f"The folder {name!r} holds no config.json. Expected a model as `save_pretrained` "
                 "of transformers writes it."
             )
-        return _Place(str(path), str(path))
+        return Place(str(path), str(path))
     if path.is_file():
         raise ConfigurationError(
             f"{name!r} is a file. Expected the folder of a model; a config.json alone has no "
@@ -242,7 +251,7 @@ def _minilm() -> str:
 
 
 def _configuration(
-    name: str, place: _Place, revision: str | None
+    name: str, place: Place, revision: str | None
 ) -> tuple[PretrainedConfig, str | None]:
     """Returns the configuration and, for a hub id, the commit it came from."""
     commit = _commit(name, revision) if place.from_hub else None
@@ -303,7 +312,7 @@ def _form(config: PretrainedConfig) -> Form:
 
 def _model_class(
     name: str,
-    place: _Place,
+    place: Place,
     config: PretrainedConfig,
     form: Form,
     labels: int | None,

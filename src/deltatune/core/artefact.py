@@ -1,5 +1,5 @@
 """The artefact: a folder with `delta.json` and `delta.safetensors`, written at once and read
-strictly.
+strictly, and `card.md`, which says the same to people.
 
 It holds the stored leaves only, and the head if one was trained. It names its backbone; loading on
 another one is refused in one sentence. A composition is one artefact. Nothing is pickled, and every
@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deltatune.core.delta import Delta, attach
-from deltatune.core.description import Artefact, TensorEntry, describe, signed
+from deltatune.core.description import Artefact, TensorEntry, describe, sealed
 from deltatune.core.errors import (
     ArtefactError,
     BackboneMismatchError,
@@ -39,10 +39,12 @@ from deltatune.core.grammar import Expression, parse
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.layout import layout
 from deltatune.core.leaf import Leaf, zeros
+from deltatune.core.model_card import model_card
 from deltatune.core.site import originals
 from deltatune.core.sparse import pack, packed_shapes, places_of, unpack
 
 __all__ = [
+    "CARD",
     "FILES",
     "OnMismatch",
     "backbone_of",
@@ -58,6 +60,7 @@ __all__ = [
 
 OnMismatch: TypeAlias = Literal["refuse", "warn"]
 FILES = _JSON, _TENSORS = "delta.json", "delta.safetensors"
+CARD = "card.md"
 
 
 def backbone_of(delta: Delta) -> Fingerprint:
@@ -102,11 +105,12 @@ def stored_tensors(delta: Delta, slot: int = 0, *, as_trained: bool = False) -> 
 
 def save(
     delta: Delta, folder: str | Path, *, slot: int = 0, facts: Mapping[str, Any] | None = None,
-    overwrite: bool = False, as_trained: bool = False,
+    overwrite: bool = False, as_trained: bool = False, measured: Mapping[str, Any] | None = None,
 ) -> Path:  # fmt: skip
     """Writes one slot of a delta as an artefact; nothing is visible under `folder` before all of it
     is. What the slot shares with others is in it too. A method that trains in another form than it
     is stored in (`p_tuning`) is written in the first with `as_trained`, to be trained further.
+    What was `measured` and differs from run to run is for the card alone; see `model_card`.
 
     Raises:
         ArtefactError: the folder exists already and `overwrite` is False, it holds anything but an
@@ -123,7 +127,8 @@ def save(
     except OSError as error:
         raise ArtefactError(f"Cannot write to {target.parent}: {error.strerror}.") from error
     try:
-        _write(delta, slot, {**told, **(facts or {})}, part, as_trained)
+        content = _write(delta, slot, {**told, **(facts or {})}, part, as_trained)
+        (part / CARD).write_text(model_card(content, measured), encoding="utf-8")
         _publish(part, target)
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"Cannot write the delta to {target}: {error}.") from error
@@ -141,15 +146,17 @@ def _check_place(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ArtefactError(f"{target} exists. Choose another folder, or pass overwrite=True.")
-    if not target.is_dir() or {path.name for path in target.iterdir()} - {_JSON, _TENSORS}:
+    if not target.is_dir() or {path.name for path in target.iterdir()} - {*FILES, CARD}:
         raise ArtefactError(
             f"{target} holds something else than a delta, and overwriting would remove it. "
             "Choose another folder."
         )
 
 
-def _write(delta: Delta, slot: int, facts: dict[str, Any], part: Path, as_trained: bool) -> None:
-    """Writes both files of an artefact."""
+def _write(
+    delta: Delta, slot: int, facts: dict[str, Any], part: Path, as_trained: bool
+) -> Artefact:
+    """Writes description and tensors of an artefact; returns the first."""
     held = stored_tensors(delta, slot, as_trained=as_trained)
     tensors = {name: value.cpu().contiguous() for name, value in held.items()}
     expression = delta.expressions[slot]
@@ -171,7 +178,9 @@ def _write(delta: Delta, slot: int, facts: dict[str, Any], part: Path, as_traine
         blake3=_blake3(part / _TENSORS),
         facts=facts,
     )
-    (part / _JSON).write_text(signed(content), encoding="utf-8")
+    content, text = sealed(content)
+    (part / _JSON).write_text(text, encoding="utf-8")
+    return content
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from deltatune.core.errors import ArtefactError
 from deltatune.core.fingerprint import Fingerprint
 
-__all__ = ["Artefact", "TensorEntry", "describe", "signed"]
+__all__ = ["Artefact", "TensorEntry", "describe", "sealed"]
 
 
 class TensorEntry(BaseModel):
@@ -92,10 +92,12 @@ def describe(content: bytes, place: str | Path) -> Artefact:
     return artefact
 
 
-def signed(content: Artefact) -> str:
-    """The text of `delta.json`, with the digest of all else in it."""
+def sealed(content: Artefact) -> tuple[Artefact, str]:
+    """The description with the digest of all else in it, and its text, `delta.json`."""
     text = content.model_dump_json(indent=1) + "\n"
-    return text.replace('"digest": ""', f'"digest": "{_digest(text, "")}"', 1)
+    digest = _digest(text, "")
+    text = text.replace('"digest": ""', f'"digest": "{digest}"', 1)
+    return content.model_copy(update={"digest": digest}), text
 
 
 def _digest(text: str, held: str) -> str:

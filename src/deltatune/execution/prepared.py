@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from deltatune.backbones.encoding import Encoding, Row, collate, encode
+from deltatune.backbones.licence import licence_of
 from deltatune.backbones.load import Backbone
 from deltatune.core.artefact import save, stored_tensors
 from deltatune.core.delta import Delta, attach
@@ -169,7 +170,7 @@ class Prepared:
         )
         several = len(self.expressions) > 1
         slots = [*range(delta.slots)] if several else [slot]
-        kept = self._keep(delta, slots, validation, test.scores)
+        kept = self._keep(delta, slots, test.scores, result, memory)
         model = self.backbone.model
         return CellResult(
             metric=self.goals.metric,
@@ -216,19 +217,26 @@ class Prepared:
         self,
         delta: Delta,
         slots: Sequence[int],
-        validation: Mapping[str, float],
         test: Mapping[str, float],
+        result: Result,
+        memory: int | None,
     ) -> Path | None:
         """Saves a delta, or one for each task beside each other; returns the folder."""
         if self.folder is None:
             return None
+        validation = _kept_scores(result)
+        device = str(next(self.backbone.model.parameters()).device)
+        measured = {"seconds": result.seconds, "memory": memory, "device": device}
+        facts = {"trainable": delta.bank.numel}
         if len(slots) == 1:
-            facts = self._facts(self.goals, validation, test)
-            return save(delta, self.folder / "delta", slot=slots[0], facts=facts, overwrite=True)
+            place, facts = self.folder / "delta", facts | self._facts(self.goals, validation, test)
+            save(delta, place, slot=slots[0], facts=facts, overwrite=True, measured=measured)
+            return place
         for slot, goal in zip(slots, self.goals, strict=True):
             own = [of_task(scores, goal.task.name) for scores in (validation, test)]
             place = self.folder / "deltas" / goal.task.name
-            save(delta, place, slot=slot, facts=self._facts(Goals([goal]), *own), overwrite=True)
+            told = facts | self._facts(Goals([goal]), *own)
+            save(delta, place, slot=slot, facts=told, overwrite=True, measured=measured)
         return self.folder / "deltas"
 
     def _facts(
@@ -236,10 +244,12 @@ class Prepared:
     ) -> dict[str, Any]:
         return {
             "backbone": self.cell.backbone,
+            "licence": licence_of(self.backbone),
             "task": goals.name,
             "task_version": goals.version,
             "protocol": self.cell.protocol,
             "rows": goals.digest,
+            "counts": {name: goals.rows(name) for name in get_args(SplitName)},
             "seed": self.cell.seed,
             "budget": self.cell.budget,
             "stages": [dict(changes) for changes in self.cell.stages],
