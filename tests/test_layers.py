@@ -45,7 +45,10 @@ TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         frozenset({"torch", "numpy", "cma", "scipy"}),
     ),
     "laplace": (frozenset({"core"}), frozenset({"torch", "safetensors", "pydantic"})),
-    "hub": (frozenset({"core"}), frozenset({"fsspec", "pydantic"})),
+    "hub": (
+        frozenset({"core"}),
+        frozenset({"cryptography", "filelock", "fsspec", "huggingface_hub", "pydantic"}),
+    ),
     "interop": (frozenset({"core"}), frozenset({"torch", "safetensors"})),
     "evaluation": (frozenset({"core", "tasks", "backbones"}), ANY),
     "study": (

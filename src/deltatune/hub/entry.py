@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from deltatune.core.description import Artefact
-from deltatune.core.errors import DeltatuneError
+from deltatune.core.description import Artefact, describe
+from deltatune.core.errors import ArtefactError, DeltatuneError
 from deltatune.core.grammar import parse
 from deltatune.hub.reference import DIGEST
 
-__all__ = ["Entry", "entry_of"]
+__all__ = ["Entry", "described", "entry_of", "read_entry"]
 
 
 class Entry(BaseModel):
@@ -62,6 +62,23 @@ def entry_of(artefact: Artefact) -> Entry:
         ),
         size=artefact.size,
     )
+
+
+def read_entry(content: bytes, place: str) -> Entry:
+    """Reads an entry from JSON. Raises ArtefactError."""
+    try:
+        return Entry.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ArtefactError(f"The entry of {place} is broken: {first['msg']}.") from None
+
+
+def described(digest: str, content: bytes, place: str) -> Entry:
+    """What a `delta.json` says. Raises ArtefactError if it is that of another delta."""
+    artefact = describe(content, f"{place}: {digest}")
+    if artefact.digest != digest:
+        raise ArtefactError(f"{place}: {digest} holds another delta, {artefact.digest}.")
+    return entry_of(artefact)
 
 
 def _categories(method: str) -> tuple[str, ...]:
