@@ -46,7 +46,7 @@ TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     ),
     "laplace": (frozenset({"core"}), frozenset({"torch", "safetensors", "pydantic"})),
     "hub": (
-        frozenset({"core"}),
+        frozenset({"core", "study.report", "study.section"}),
         frozenset({"cryptography", "filelock", "fsspec", "huggingface_hub", "pydantic"}),
     ),
     "interop": (frozenset({"core"}), frozenset({"torch", "safetensors"})),

@@ -128,7 +128,7 @@ def save(
 
 def load(
     folder: str | Path, model: nn.Module, *, across_formats: bool = False,
-    other_weights: artefact.OnMismatch = "refuse",
+    other_weights: artefact.OnMismatch = "refuse", trusted: Sequence[str] = (),
 ) -> Delta:  # fmt: skip
     """Attaches the delta in a folder. Raises BackboneMismatchError on another backbone,
     ArtefactError.
@@ -138,10 +138,15 @@ def load(
 
     With `across_formats` the backbone may be kept in another format (int8, NF4, plain numbers) than
     that which the delta was trained on; its weights are not compared then. With
-    `other_weights="warn"` it may have been trained further since: a warning says so.
+    `other_weights="warn"` it may have been trained further since: a warning says so. Where public
+    keys are `trusted`, one of them must have signed the delta; see `deltatune.hub.sign`.
     """
     from deltatune.interop import peft
 
+    if trusted:
+        from deltatune.hub import check_signed
+
+        check_signed(folder, trusted)
     if peft.holds(folder) and not artefact.files_of(Path(folder))[0].exists():
         return peft.read(folder, model)
     return artefact.load(model, folder, across_formats=across_formats, other_weights=other_weights)

@@ -93,8 +93,14 @@ def test_the_options_are_these(call: Call) -> None:
         "study query": {"csv"},
         "study export": {"format", "out"},
         **{f"hub {name}": {"hub"} for name in hub.COMMANDS},
-        "hub search": {"hub", "category", "largest"},
+        "hub push": {"hub", "beside"},
+        "hub pull": {"hub", "trusted"},
+        "hub verify": {"hub", "trusted"},
+        "hub search": {"hub", "category", "largest", "least"},
         "hub tidy": {"hub", "older"},
+        "hub site": {"hub", "out"},
+        "hub key": set(),
+        "hub sign": {"key"},
     }
     experiment = study | rows | request | {"tasks", "methods", "seeds", "learning-rates", "extend"}
     experiment |= {"retry", "together", "trunk-cache", "on", "search-tasks", "per"}
@@ -110,6 +116,7 @@ def test_the_options_are_these(call: Call) -> None:
         "on",
     }
     without_json = {"study export", "study run", "study watch", "hub rm", "hub tidy"}
+    without_json |= {"hub site", "hub key", "hub sign"}
     without_json |= {f"study {name}" for name in EXPERIMENTS}
     groups = {"study": studies.COMMANDS, "hub": hub.COMMANDS}
     inner = [f"{group} {name}" for group, commands in groups.items() for name in commands]

@@ -42,7 +42,7 @@ def test_a_delta_goes_round(
     found = json.loads(call("hub", "search", "--category", "addition", "--json")[1])
     assert found == {"deltas": []}
     assert call("hub", "rm", "a/lora:v1") == (0, "", "")
-    assert call("hub", "tidy", "--older=-1")[1] == "2 files removed\n"
+    assert call("hub", "tidy", "--older=-1")[1] == "3 files removed\n"
     assert json.loads(call("hub", "search", "--json")[1]) == {"deltas": []}
 
 
@@ -60,6 +60,31 @@ def test_a_mistake_is_one_line(
 ) -> None:
     code, out, err = call("hub", *words, "--hub", str(tmp_path / "hub"))
     assert (code, out) == (2, "") and err.count("\n") == 1 and message in err
+
+
+def test_who_vouches_is_asked_for(
+    call: Call, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DELTATUNE_HOME", str(tmp_path / "home"))
+    hub = ("--hub", str(tmp_path / "hub"))
+    keys = [call("hub", "key", str(tmp_path / name))[1].strip() for name in ("mine", "other")]
+    assert call("hub", "sign", folder, "--key", str(tmp_path / "mine"))[1].strip() == keys[0]
+    assert call("hub", "push", folder, "lora", *hub)[0] == 0
+    assert call("hub", "pull", "lora", *hub, "--trusted", keys[0])[0] == 0
+    assert call("hub", "verify", "lora", *hub, "--trusted", keys[1], "--trusted", keys[0])[0] == 0
+    code, out, err = call("hub", "pull", "lora", *hub, "--trusted", keys[1])
+    assert (code, out) == (2, "") and "signed by none of the keys" in err
+
+
+def test_a_hub_is_written_as_a_page(call: Call, folder: str, tmp_path: Path) -> None:
+    hub = ("--hub", str(tmp_path / "hub"))
+    call("hub", "push", folder, "a/lora:v1", *hub)
+    out = tmp_path / "page.html"
+    assert call("hub", "site", *hub, "--out", str(out))[1] == f"{out}\n"
+    text = out.read_text(encoding="utf-8")
+    assert "a/lora:v1" in text and "accuracy 0.875" in text and "lora(rank=2)" in text
+    assert call("hub", "site", *hub, "--out", str(out))[0] == 0
+    assert out.read_text(encoding="utf-8") == text
 
 
 def test_an_address_is_asked_for(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,12 +37,20 @@ class Tally:
     left: int
 
 
-def play(place: Path, *, processes: int, deltas: int, rounds: int, seed: int = 0) -> Tally:
-    """Plays all rounds on one hub; after each, every visible delta must be whole."""
+def play(
+    place: Path, *, processes: int, deltas: int, rounds: int, seed: int = 0, kind: str = ""
+) -> Tally:
+    """Plays all rounds on one hub; after each, every visible delta must be whole.
+
+    Args:
+        place: where everything is kept.
+        processes, deltas, rounds, seed: of the play.
+        kind: how the URL of the hub begins: "oci:" for an image layout, nothing for a folder.
+    """
     bank = api.attach(FAMILIES["bert"].build(), "lora(rank=2)", slots=deltas)
     move(bank)
     folders = [str(api.save(bank, place / f"made-{k}", slot=k)) for k in range(deltas)]
-    url, store, draw = str(place / "hub"), place / "store", random.Random(seed)
+    url, store, draw = f"{kind}{place / 'hub'}", place / "store", random.Random(seed)
     verified = stored = 0
     for turn in range(rounds):
         _killed(url, store, folders, processes, draw, first=turn * processes)

@@ -1,8 +1,8 @@
-"""`deltatune hub`: deltas shared by name, in a folder or behind a URL."""
+"""`deltatune hub`: deltas shared by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -23,7 +23,7 @@ At: TypeAlias = Annotated[
         "--hub",
         envvar="DELTATUNE_HUB",
         show_envvar=False,
-        help="Folder or URL of the hub; else $DELTATUNE_HUB.",
+        help="Folder, URL of fsspec, oci:folder or hf://owner; else $DELTATUNE_HUB.",
         metavar="URL",
     ),
 ]
@@ -32,22 +32,36 @@ Name: TypeAlias = Annotated[
 ]
 
 
+Folder: TypeAlias = Annotated[Path, typer.Argument(help="Folder of a delta.", metavar="FOLDER")]
+Trusted: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(help="Public key, of which one must have signed it; repeat it.", metavar="KEY"),
+]
+
+
 def push(
-    folder: Annotated[Path, typer.Argument(help="Folder of a delta.", metavar="FOLDER")],
+    folder: Folder,
     name: Name,
     hub: At,
+    beside: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the same delta for PEFT, made by `deltatune export`; for hf:// hubs.",
+            metavar="FOLDER",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Put a delta into the hub under a name."""
     from deltatune.hub import Reference
 
     reference = Reference.parse(name)
-    _say(reference, _open(hub).push(folder, reference), as_json)
+    _say(reference, _open(hub).push(folder, reference, beside=beside), as_json)
 
 
-def pull(name: Name, hub: At, as_json: Json = False) -> None:
+def pull(name: Name, hub: At, trusted: Trusted = None, as_json: Json = False) -> None:
     """Fetch a delta, verify it, and say where it lies."""
-    place = _open(hub).pull(name)
+    place = _open(hub, trusted).pull(name)
     if as_json:
         print_json({"folder": str(place)})
     else:
@@ -65,12 +79,15 @@ def search(
         typer.Option(help="addition, specification or reparameterisation.", metavar="NAME"),
     ] = None,
     largest: Annotated[int | None, typer.Option(help="At most so many bytes.")] = None,
+    least: Annotated[float | None, typer.Option(help="At least this first score.")] = None,
     as_json: Json = False,
 ) -> None:
     """List the deltas of the hub."""
     from rich.table import Table
 
-    found = _open(hub).search(" ".join(words or ()), category=category, largest=largest)
+    found = _open(hub).search(
+        " ".join(words or ()), category=category, largest=largest, least=least
+    )
     if as_json:
         print_json({"deltas": [_data(reference, entry) for reference, entry in found]})
         return
@@ -90,12 +107,12 @@ def show_one(name: Name, hub: At, as_json: Json = False) -> None:
     _say(reference, _open(hub).show(reference), as_json)
 
 
-def verify(name: Name, hub: At, as_json: Json = False) -> None:
+def verify(name: Name, hub: At, trusted: Trusted = None, as_json: Json = False) -> None:
     """Fetch a delta anew, and hold it to its digests."""
     from deltatune.hub import Reference
 
     reference = Reference.parse(name)
-    _say(reference, _open(hub).verify(reference), as_json)
+    _say(reference, _open(hub, trusted).verify(reference), as_json)
 
 
 def rm(name: Name, hub: At) -> None:
@@ -111,6 +128,34 @@ def tidy(
     show(f"{_open(hub).tidy(older=older)} files removed")
 
 
+def site(
+    hub: At, out: Annotated[Path, typer.Option(help="The page to write.")] = Path("hub.html")
+) -> None:
+    """Write what the hub holds as one page, which needs no network."""
+    from deltatune.hub import write_site
+
+    show(str(write_site(_open(hub), out)))
+
+
+def key(
+    file: Annotated[Path, typer.Argument(help="File to write, which must not exist.")],
+) -> None:
+    """Make a private key, and say the public one, which others trust."""
+    from deltatune.hub import make_key
+
+    show(make_key(file))
+
+
+def sign(
+    folder: Folder,
+    key: Annotated[Path, typer.Option(help="File of a private key.", metavar="FILE")],
+) -> None:
+    """Sign a delta, before it is pushed."""
+    from deltatune.hub import sign as signed
+
+    show(signed(folder, key))
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "push": push,
     "pull": pull,
@@ -119,18 +164,23 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify,
     "rm": rm,
     "tidy": tidy,
+    "site": site,
+    "key": key,
+    "sign": sign,
 }
 
 
 def build() -> typer.Typer:
     """Returns the commands of `deltatune hub`."""
-    return group("Share deltas by name, in a folder or behind a URL.", COMMANDS)
+    return group(
+        "Share deltas by name, in a folder, behind a URL or on the Hugging Face Hub.", COMMANDS
+    )
 
 
-def _open(url: str) -> Hub:
+def _open(url: str, trusted: Sequence[str] | None = None) -> Hub:
     from deltatune.hub import Hub
 
-    return Hub(url)
+    return Hub(url, trusted=trusted or ())
 
 
 def _data(reference: Reference, entry: Entry) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
-    ModelCard,
     ModelCardData,
 )
 from huggingface_hub.errors import (
@@ -44,6 +43,7 @@ from deltatune.hub.shelf import LARGEST, check_size, files_of, is_part
 __all__ = ["HuggingFaceShelf"]
 
 _OWNER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+_ELSEWHERE = "The deltas of this repository are in its branches.\n"
 _README, _MAIN, _LIBRARY = "README.md", "main", "deltatune"
 # Which library for HTTP huggingface_hub stands on differs between its versions.
 _HTTP: type[BaseException] = next(
@@ -89,11 +89,11 @@ class HuggingFaceShelf:
         parts |= {path.name: path for path in others if path.name != _README}
         added: list[Any] = [CommitOperationAdd(name, str(path)) for name, path in parts.items()]
         card = _readme(read(folder), folder / CARD, as_peft="adapter_config.json" in parts)
-        added.append(CommitOperationAdd(_README, card.encode()))
+        added.append(CommitOperationAdd(_README, card))
         with self._explained("written"):
             self._api.create_repo(repository, exist_ok=True)
             if branch != _MAIN:
-                self._begin(repository, branch, card)
+                self._begin(repository, branch)
             held = self._api.list_repo_files(repository, revision=branch)
             gone = {name for name in held if not name.startswith(".")} - {*parts, _README}
             self._api.create_commit(
@@ -103,12 +103,12 @@ class HuggingFaceShelf:
                 revision=branch,
             )
 
-    def _begin(self, repository: str, branch: str, card: str) -> None:
+    def _begin(self, repository: str, branch: str) -> None:
         """Makes a branch, and has the Hub know what the repository is, which `main` alone tells."""
         self._api.create_branch(repository, branch=branch, exist_ok=True)
         if not self._api.file_exists(repository, _README):
-            added = CommitOperationAdd(_README, card.encode())
-            self._api.create_commit(repository, [added], commit_message="What is in the branches")
+            added = CommitOperationAdd(_README, _page(ModelCardData(**_tags()), _ELSEWHERE))
+            self._api.create_commit(repository, [added], commit_message="Deltas are in branches")
 
     def fetch(self, entry: Entry, reference: Reference, to: Path) -> None:
         """See `Shelf`."""
@@ -131,10 +131,12 @@ class HuggingFaceShelf:
             if branch != _MAIN:
                 self._api.delete_branch(repository, branch=branch)
                 return
-            held = self._api.list_repo_files(repository, revision=branch)
+            held = self._api.list_repo_files(repository)
+            gone = [name for name in held if not name.startswith(".") and name != _README]
+            page = _page(ModelCardData(**_tags()), _ELSEWHERE)
             self._api.create_commit(
                 repository,
-                [CommitOperationDelete(name) for name in held if not name.startswith(".")],
+                [CommitOperationAdd(_README, page), *map(CommitOperationDelete, gone)],
                 commit_message="Removed by deltatune",
             )
 
@@ -214,15 +216,23 @@ def _branch(reference: Reference) -> str:
     return _MAIN if reference.tag == LATEST else str(reference.tag)
 
 
-def _readme(artefact: Artefact, card: Path, *, as_peft: bool) -> str:
+def _readme(artefact: Artefact, card: Path, *, as_peft: bool) -> bytes:
     """The card with what the Hub shows and searches."""
     text = card.read_text(encoding="utf-8") if card.is_file() else model_card(artefact)
     licence, name = artefact.facts.get("licence"), artefact.backbone.name
     data = ModelCardData(
-        library_name="peft" if as_peft else _LIBRARY,
         base_model=name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else None,
         license=licence if isinstance(licence, str) else None,
-        tags=[_LIBRARY, "delta-tuning", *(["peft"] if as_peft else [])],
-        ignore_metadata_errors=True,
+        **_tags("peft" if as_peft else None),
     )
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+    return _page(data, text)
+
+
+def _tags(library: str | None = None) -> dict[str, Any]:
+    """The metadata by which the Hub knows what a repository is for."""
+    others = [library] if library else []
+    return {"library_name": library or _LIBRARY, "tags": [_LIBRARY, "delta-tuning", *others]}
+
+
+def _page(data: ModelCardData, text: str) -> bytes:
+    return f"---\n{data.to_yaml()}\n---\n\n{text}".encode()
