@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from deltatune.core import artefact, delta
 from deltatune.core.delta import Delta, deltas_of
@@ -129,6 +129,7 @@ def save(
 def load(
     folder: str | Path, model: nn.Module, *, across_formats: bool = False,
     other_weights: artefact.OnMismatch = "refuse", trusted: Sequence[str] = (),
+    inputs: Mapping[str, Tensor] | None = None, tokenizer: Any = None,
 ) -> Delta:  # fmt: skip
     """Attaches the delta in a folder. Raises BackboneMismatchError on another backbone,
     ArtefactError.
@@ -139,17 +140,26 @@ def load(
     With `across_formats` the backbone may be kept in another format (int8, NF4, plain numbers) than
     that which the delta was trained on; its weights are not compared then. With
     `other_weights="warn"` it may have been trained further since: a warning says so. Where public
-    keys are `trusted`, one of them must have signed the delta; see `deltatune.hub.sign`.
+    keys are `trusted`, one of them must have signed the delta; see `deltatune.hub.sign`. With
+    `inputs`, keyword arguments of the model, it is computed before and after, and a warning says so
+    if the delta changes no output. With a `tokenizer`, its tokens must have the numbers that they
+    had when the delta was trained, where the delta says so.
     """
+    from deltatune.core.probe import saying_if_idle
     from deltatune.interop import peft
 
     if trusted:
         from deltatune.hub import check_signed
 
         check_signed(folder, trusted)
-    if peft.holds(folder) and not artefact.files_of(Path(folder))[0].exists():
-        return peft.read(folder, model)
-    return artefact.load(model, folder, across_formats=across_formats, other_weights=other_weights)
+    if tokenizer is not None:
+        artefact.check_vocabulary(folder, tokenizer)
+    with saying_if_idle(f"The delta in {folder}", model, inputs):
+        if peft.holds(folder) and not artefact.files_of(Path(folder))[0].exists():
+            return peft.read(folder, model)
+        return artefact.load(
+            model, folder, across_formats=across_formats, other_weights=other_weights
+        )
 
 
 @contextmanager
@@ -357,6 +367,7 @@ def evaluate(
     ground.check_options(chosen)
     goals = goals_of(task, protocol, data, chosen)
     loaded = ground.backbone_for(backbone, goals.tasks, None, chosen, facts.get("head_width"))
+    artefact.check_vocabulary(folder, loaded.tokenizer)
     with attached(artefact.load(loaded.model, folder)):
         found = goals.evaluate(loaded, cast(SplitName, split), chosen, lambda _: nullcontext())
     return {

@@ -29,6 +29,7 @@ from deltatune.core.errors import (
     ConfigurationError,
     StateError,
 )
+from deltatune.core.fingerprint import vocabulary
 from deltatune.core.host import host_of
 from deltatune.testing.case import move
 from deltatune.testing.families import FAMILIES
@@ -301,6 +302,44 @@ def test_the_backbone_must_be_the_one(delta: Delta, tmp_path: Path) -> None:
     narrow.to(torch.bfloat16)
     api.load(folder, narrow)  # the same checkpoint in another precision
     assert not deltas_of(other)
+
+
+def test_a_backbone_that_lacks_a_block_is_another(tmp_path: Path) -> None:
+    short = KIN.build()
+    short.model.layers = short.model.layers[:-1]
+    delta = api.attach(short, "lora(rank=2)")
+    move(delta)
+    folder = api.save(delta, tmp_path / "delta")
+    with pytest.raises(BackboneMismatchError, match="another architecture"):
+        api.load(folder, KIN.build())
+    delta.detach()
+    api.load(folder, short)
+    whole = api.attach(KIN.build(), "lora(rank=2)")
+    with pytest.raises(BackboneMismatchError, match="another architecture"):
+        api.load(api.save(whole, tmp_path / "whole"), short)
+
+
+class Tokenizer:
+    """As much of a tokenizer as is looked at."""
+
+    def __init__(self, *tokens: str) -> None:
+        self.tokens = {token: k for k, token in enumerate(tokens)}
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.tokens
+
+
+def test_a_tokenizer_with_other_numbers_is_refused_where_one_is_named(
+    delta: Delta, tmp_path: Path
+) -> None:
+    mine, model = Tokenizer("a", "b", "c"), KIN.build()
+    named = api.save(delta, tmp_path / "named", facts={"vocabulary": vocabulary(mine)})
+    api.load(named, model, tokenizer=Tokenizer("a", "b", "c")).detach()
+    for other in (Tokenizer("a", "c", "b"), Tokenizer("a", "b"), Tokenizer("a", "b", "c", "d")):
+        with pytest.raises(BackboneMismatchError, match="another tokenizer"):
+            api.load(named, model, tokenizer=other)
+    assert not deltas_of(model)
+    api.load(api.save(delta, tmp_path / "unnamed"), model, tokenizer=other).detach()
 
 
 def test_a_control_is_saved_while_it_is_attached(tmp_path: Path) -> None:

@@ -99,6 +99,11 @@ def test_what_was_damaged_is_not_handed_out(team: Hub, served: Served, folders: 
     assert team.pull("x").name == team.show("x").digest
 
 
+def test_what_is_not_there_is_not_put_beside(team: Hub, folders: list[Path]) -> None:
+    with pytest.raises(ArtefactError, match="no folder nowhere"):
+        team.push(folders[0], "x", beside="nowhere")
+
+
 def test_names_that_the_hub_has_not_are_refused(team: Hub, folders: list[Path]) -> None:
     for name in ("a/b", "a:main"):
         with pytest.raises(ConfigurationError, match="a repository of team"):

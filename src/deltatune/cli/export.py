@@ -53,7 +53,7 @@ def export(
     if rank is not None and form != "lora":
         raise ConfigurationError(f"--rank is of --as lora; found --as {form}.")
     loaded = _backbone(delta, backbone)
-    found = _written(api.load(delta, loaded.model), loaded, form, out, rank)
+    found = _written(api.load(delta, loaded.model, inputs=_inputs(loaded)), loaded, form, out, rank)
     if as_json:
         print_json({"folder": str(out), **found})
     else:

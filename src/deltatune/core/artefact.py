@@ -34,7 +34,7 @@ from deltatune.core.errors import (
     DeltatuneError,
     StateError,
 )
-from deltatune.core.fingerprint import Fingerprint, fingerprint
+from deltatune.core.fingerprint import Fingerprint, fingerprint, vocabulary
 from deltatune.core.grammar import Expression, parse
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.layout import layout
@@ -48,6 +48,7 @@ __all__ = [
     "FILES",
     "OnMismatch",
     "backbone_of",
+    "check_vocabulary",
     "files_of",
     "load",
     "read",
@@ -275,6 +276,23 @@ def refuse(
         warnings.warn(f"{said} It is loaded all the same: see what it does.", stacklevel=4)
         return
     raise BackboneMismatchError(f"{said} Load that backbone, or train the delta anew on this one.")
+
+
+def check_vocabulary(folder: str | Path, tokenizer: Any) -> None:
+    """Raises BackboneMismatchError if a delta was trained with tokens of other numbers; nothing is
+    known where its facts do not name them, and in a folder of another library.
+    """
+    path = Path(folder) / _JSON
+    if not path.exists():
+        return
+    made_for = describe(path.read_bytes(), path).facts.get("vocabulary")
+    found = vocabulary(tokenizer)
+    if isinstance(made_for, str) and made_for != found:
+        raise BackboneMismatchError(
+            f"The delta in {folder} was trained with another tokenizer: tokens of this one have "
+            "other numbers, so that the backbone would read other words. Load the tokenizer of its "
+            "backbone."
+        )
 
 
 def files_of(folder: Path) -> tuple[Path, Path]:

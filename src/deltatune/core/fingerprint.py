@@ -22,7 +22,7 @@ from deltatune.core.quantised import Quantised, format_of, shape_of
 from deltatune.core.storage import storage_of
 from deltatune.core.whole import is_sharded, kind_of, whole_parameter
 
-__all__ = ["Fingerprint", "digest", "fingerprint"]
+__all__ = ["Fingerprint", "digest", "fingerprint", "vocabulary"]
 
 
 class Fingerprint(BaseModel):
@@ -172,6 +172,12 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in tensors.items():
         found.update(f"{name}:{_content(tensor)};".encode())
     return found.hexdigest()
+
+
+def vocabulary(tokenizer: Any) -> str:
+    """xxh3-128 of the tokens of a tokenizer of transformers with their numbers."""
+    tokens = sorted(tokenizer.get_vocab().items(), key=lambda one: (one[1], one[0]))
+    return xxhash.xxh3_128_hexdigest("\0".join(f"{k}:{token}" for token, k in tokens).encode())
 
 
 def _content(tensor: Tensor) -> str:

@@ -22,6 +22,7 @@ from deltatune.backbones.load import Backbone
 from deltatune.core.artefact import save, stored_tensors
 from deltatune.core.delta import Delta, attach
 from deltatune.core.errors import ConfigurationError, UnsupportedError
+from deltatune.core.fingerprint import vocabulary
 from deltatune.core.grammar import Expression, parse
 from deltatune.core.host import DRAWN
 from deltatune.core.layout import Sharing
@@ -245,6 +246,7 @@ class Prepared:
         return {
             "backbone": self.cell.backbone,
             "licence": licence_of(self.backbone),
+            "vocabulary": vocabulary(self.backbone.tokenizer),
             "task": goals.name,
             "task_version": goals.version,
             "protocol": self.cell.protocol,

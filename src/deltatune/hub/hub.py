@@ -73,9 +73,12 @@ class Hub:
         wanted = _reference(reference)
         if wanted.tag is None:
             raise ConfigurationError(f"A digest is found, not given: push to {wanted.name}:tag.")
+        others = None if beside is None else Path(beside)
+        if others is not None and not others.is_dir():
+            raise ArtefactError(f"There is no folder {others} to lie beside the delta.")
         entry = entry_of(read(folder))
         signers(folder)
-        self.shelf.put(Path(folder), entry, wanted, None if beside is None else Path(beside))
+        self.shelf.put(Path(folder), entry, wanted, others)
         return entry
 
     def pull(self, reference: Reference | str) -> Path:
