@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
 
 from torch import Tensor, nn
 
-from deltatune.core import artefact, delta
+from deltatune.core import artefact, attaching
 from deltatune.core.delta import Delta, deltas_of
 from deltatune.core.errors import (
     ConfigurationError,
@@ -76,15 +76,15 @@ def attach(
             what the methods name as shared, "all" for all but heads.
 
     Raises:
-        ConfigurationError, TargetError, UnsupportedError, StateError: see `core.delta.attach`.
+        ConfigurationError, TargetError, UnsupportedError, StateError: see `core.attaching.attach`.
     """
     if isinstance(method, str | Method | Expression):
-        return delta.attach(
+        return attaching.attach(
             model, Expression.of(method).at(at), slots=slots, seed=seed, sharing=sharing
         )
     if slots != 1:
         raise ConfigurationError("Give either `slots` or a list with a method for each slot.")
-    return delta.attach(
+    return attaching.attach(
         model, [Expression.of(one).at(at) for one in method], seed=seed, sharing=sharing
     )
 

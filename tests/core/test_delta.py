@@ -9,7 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from deltatune import api
-from deltatune.core.delta import Delta, attach, deltas_of
+from deltatune.core.attaching import attach
+from deltatune.core.delta import Delta, deltas_of
 from deltatune.core.errors import (
     ConfigurationError,
     DeltatuneError,

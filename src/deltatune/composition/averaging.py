@@ -22,7 +22,8 @@ from deltatune.composition.arithmetic import shares
 from deltatune.composition.libraries import library
 from deltatune.composition.members import Member, Source, members_of, model_of, resting
 from deltatune.core.artefact import stored_tensors
-from deltatune.core.delta import Delta, attach
+from deltatune.core.attaching import attach
+from deltatune.core.delta import Delta
 from deltatune.core.errors import ConfigurationError, UnsupportedError
 from deltatune.core.grammar import Expression
 from deltatune.core.in_place import InPlaceBank

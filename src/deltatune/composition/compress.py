@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deltatune.composition.change import Change, Product, transposes
-from deltatune.core.delta import Delta, attach
+from deltatune.core.attaching import attach
+from deltatune.core.delta import Delta
 from deltatune.core.errors import ConfigurationError, UnsupportedError
 from deltatune.core.grammar import Expression, build
 from deltatune.core.storage import storage_of

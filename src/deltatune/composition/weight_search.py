@@ -13,7 +13,8 @@ from deltatune.composition.change import Change, Product, add, effective
 from deltatune.composition.compress import Composed, as_delta, expression_of, write
 from deltatune.composition.evolution import Points, minimise
 from deltatune.composition.members import Source, members_of, model_of, resting
-from deltatune.core.delta import Delta, attach
+from deltatune.core.attaching import attach
+from deltatune.core.delta import Delta
 from deltatune.core.errors import ConfigurationError
 
 __all__ = ["Weighted", "lorahub"]

@@ -25,7 +25,8 @@ from safetensors import numpy as numpy_files
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deltatune.core.delta import Delta, attach
+from deltatune.core.attaching import attach_values
+from deltatune.core.delta import Delta
 from deltatune.core.description import Artefact, TensorEntry, describe, sealed
 from deltatune.core.errors import (
     ArtefactError,
@@ -37,7 +38,7 @@ from deltatune.core.errors import (
 from deltatune.core.fingerprint import Fingerprint, fingerprint, vocabulary
 from deltatune.core.grammar import Expression, parse
 from deltatune.core.in_place import InPlaceBank
-from deltatune.core.layout import layout
+from deltatune.core.layout import layout, leaves_of
 from deltatune.core.leaf import Leaf, zeros
 from deltatune.core.model_card import model_card
 from deltatune.core.site import originals
@@ -241,16 +242,18 @@ def load(
         ArtefactError: its files are damaged, or do not hold what its method needs.
     """
     artefact = read(folder)
-    found = fingerprint(model, originals=originals(model), excluded=artefact.backbone.excluded)
+    made_for = artefact.backbone
+    found = fingerprint(
+        model, originals=originals(model), excluded=made_for.excluded, like=made_for
+    )
     refuse(folder, artefact, found, across_formats=across_formats, other_weights=other_weights)
     try:
         expression = parse(artefact.method)
-        leaves = {n: leaf for part in layout(model, expression) for n, leaf in part.leaves.items()}
+        parts = layout(model, expression)
     except DeltatuneError as error:
         raise ArtefactError(f"{folder}: {artefact.method!r} cannot be attached: {error}") from None
-    tensors = read_tensors(Path(folder), artefact, leaves)
-    delta = attach(model, expression, seed=seed)
-    delta.bank.write(0, tensors)
+    tensors = read_tensors(Path(folder), artefact, leaves_of(parts))
+    delta = attach_values(model, expression, parts, tensors, seed=seed)
     delta.saved[0] = (str(folder), delta.bank.digest(0))
     origin = artefact.facts.get("origin")
     if isinstance(origin, dict):

@@ -27,7 +27,7 @@ from deltatune.core.rows import Rows
 from deltatune.core.seam import SEAMS
 from deltatune.core.text import check_unread, follow, forget
 
-__all__ = ["Delta", "attach", "deltas_of"]
+__all__ = ["Delta", "check_alike", "deltas_of"]
 
 _ALONE = Rows((0,))
 
@@ -290,7 +290,7 @@ class Delta(nn.Module):
         if isinstance(self.bank, InPlaceBank):
             raise StateError(f"{self.name} trains the backbone itself, which is not drawn.")
         expression = self.expressions[slot] if expression is None else expression
-        _check_alike([self.expression, expression])
+        check_alike([self.expression, expression])
         self.bank.draw(slot, leaves_of(layout(self.model, expression)), seed, shared=False)
         self.expressions = (*self.expressions[:slot], expression, *self.expressions[slot + 1 :])
         self.seeds = (*self.seeds[:slot], seed, *self.seeds[slot + 1 :])
@@ -382,77 +382,17 @@ class Delta(nn.Module):
         return f"{self.name}, slots={self.slots}, trainable={self.bank.numel:,}"
 
 
-def attach(
-    model: nn.Module,
-    methods: Expression | Sequence[Expression],
-    *,
-    slots: int = 1,
-    seed: int | Sequence[int] = 0,
-    sharing: Sharing = "none",
-) -> Delta:
-    """Binds an expression to a model, freezes the model, and makes the delta act.
-
-    Args:
-        model: any module whose places are known or can be inferred; also on the `meta` device.
-        methods: one expression for all slots, or one for each slot. Those may differ only in the
-            fields that a method names as its `slot_fields`.
-        slots: K, where one expression is given.
-        seed: of slot 0, the others counting up from it, or one for each slot.
-        sharing: what the slots have in common, as one tensor drawn by the seed of slot 0: "none";
-            "method": the `shared_leaves` of the methods; "all": all but those of heads.
-
-    Raises:
-        TargetError, UnsupportedError: see `layout` and `shared_names`.
-        ConfigurationError: the slots' expressions do not fit one bank.
-        StateError: a control that trains in place cannot stand beside a delta.
-    """
-    expressions = [methods] * slots if isinstance(methods, Expression) else list(methods)
-    seeds = [seed + k for k in range(len(expressions))] if isinstance(seed, int) else list(seed)
-    if not expressions or len(seeds) != len(expressions):
-        raise ConfigurationError(
-            f"{len(expressions)} slots need as many seeds; {len(seeds)} were given."
-        )
-    _check_alike(expressions)
-    _check_alone(model, expressions)
-    layouts = [layout(model, expression) for expression in expressions]
-    host = host_of(model) or Host(model)
-    delta: Delta | None = None
-    try:
-        delta = Delta(host, expressions, layouts[0], seeds, sharing)
-        for slot, (parts, own) in enumerate(zip(layouts, seeds, strict=True)):
-            delta.bank.draw(slot, leaves_of(parts), own, shared=slot == 0)
-        delta.install()
-    except BaseException:
-        if delta is not None and delta.attached:
-            delta.detach()
-        host.sweep()
-        raise
-    host.warn_of_drawn()
-    return delta
-
-
 def deltas_of(model: nn.Module) -> tuple[Delta, ...]:
     """The deltas attached to a model, in order."""
     host = host_of(model)
     return () if host is None else tuple(host.deltas)
 
 
-def _check_alike(expressions: Sequence[Expression]) -> None:
+def check_alike(expressions: Sequence[Expression]) -> None:
+    """Raises ConfigurationError for expressions that do not fit one bank."""
     plain = dict.fromkeys(expression.without_slot_fields() for expression in expressions)
     if len(plain) > 1:
         raise ConfigurationError(
             "The slots of one bank hold one method each of the same shape; found "
             f"{', '.join(map(str, plain))}. Attach different methods as different deltas."
-        )
-
-
-def _check_alone(model: nn.Module, expressions: Sequence[Expression]) -> None:
-    control = any(expression.in_place for expression in expressions)
-    crowded = len(expressions) > 1 or any(len(expression.methods) > 1 for expression in expressions)
-    held = [delta for delta in deltas_of(model) if control or isinstance(delta.bank, InPlaceBank)]
-    if (control and crowded) or held:
-        names = f" (attached: {', '.join(delta.name for delta in held)})" if held else ""
-        raise StateError(
-            "A control that trains the backbone in place stands alone: one slot, no other method, "
-            f"no other delta{names}."
         )

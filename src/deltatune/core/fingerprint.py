@@ -1,15 +1,16 @@
 """Fingerprints: which backbone a delta was made for.
 
 Two tiers. The architecture is the ordered names and shapes of all tensors. The weights are every
-byte of every distinct storage, hashed with xxh3-128 (about 0.3 s for 1e9 parameters), in their own
-dtype and cast to bf16, so that one checkpoint loaded in fp32 or in bf16 is recognised. Any change
-of any tensor is seen. The hash detects mistakes; it does not resist an adversary.
+byte of every distinct storage, hashed with xxh3-128 at the speed of memory, in their own dtype and
+cast to bf16, so that one checkpoint loaded in fp32 or in bf16 is recognised. Any change of any
+tensor is seen. The hash detects mistakes; it does not resist an adversary.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from deltatune.core.storage import storage_of
 from deltatune.core.whole import is_sharded, kind_of, whole_parameter
 
 __all__ = ["Fingerprint", "digest", "fingerprint", "vocabulary"]
+
+_THREADS = 8  # more do not read memory faster
 
 
 class Fingerprint(BaseModel):
@@ -71,12 +74,11 @@ class Fingerprint(BaseModel):
             made_for, found = (one.quantised or "plain numbers" for one in (self, other))
             sentence = f"the same architecture kept as {found}, not as {made_for}"
             return None if across_formats else sentence
-        known = None not in (self.weights, other.weights)
         same_dtype = self.dtype == other.dtype
         mine, theirs = (
             (self.weights, other.weights) if same_dtype else (self.weights_bf16, other.weights_bf16)
         )
-        if known and mine != theirs:
+        if None not in (mine, theirs) and mine != theirs:
             return (
                 "the same architecture with other weights "
                 f"({other.name or 'unnamed'}, not {self.name or 'unnamed'})"
@@ -89,6 +91,7 @@ def fingerprint(
     *,
     originals: Mapping[str, Tensor] | None = None,
     excluded: Collection[str] = (),
+    like: Fingerprint | None = None,
 ) -> Fingerprint:
     """The fingerprint of a model.
 
@@ -96,6 +99,8 @@ def fingerprint(
         model: the model; deltas attached to it do not count.
         originals: frozen values of tensors that hold a merged delta just now, by name.
         excluded: paths of modules to leave out.
+        like: what it is to be compared with. A digest that `difference` will not look at is left
+            out, which takes most of the time; None: both are there.
     """
     held = _held(model, excluded)
     architecture, counts = xxhash.xxh3_128(), dict[int, int]()
@@ -103,19 +108,24 @@ def fingerprint(
         architecture.update(f"{name}:{shape};".encode())
         counts[id(held[name])] = math.prod(shape)
     config = getattr(model, "config", None)
-    weights, weights_bf16 = _digests(model, held, originals or {})
-    return Fingerprint(
+    dtype = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in held.values()}))
+    found = Fingerprint(
         kind=kind_of(model).__name__,
         name=str(getattr(config, "_name_or_path", "") or ""),
         revision=getattr(config, "_commit_hash", None),
         parameters=sum(counts.values()),
         architecture=architecture.hexdigest(),
-        dtype=", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in held.values()})),
-        weights=weights,
-        weights_bf16=weights_bf16,
+        dtype=dtype,
+        weights=None,
+        weights_bf16=None,
         excluded=tuple(sorted(excluded)),
         quantised=format_of(model),
     )
+    own = narrow = like is None
+    if like is not None and like.difference(found, across_formats=True) is None:
+        own, narrow = like.dtype == dtype, like.dtype != dtype
+    weights, weights_bf16 = _digests(model, held, originals or {}, own, narrow)
+    return found.model_copy(update={"weights": weights, "weights_bf16": weights_bf16})
 
 
 def _held(model: nn.Module, excluded: Collection[str]) -> dict[str, Tensor]:
@@ -144,26 +154,43 @@ def _shapes(model: nn.Module, held: Mapping[str, Tensor]) -> Iterator[tuple[str,
 
 
 def _digests(
-    model: nn.Module, held: Mapping[str, Tensor], originals: Mapping[str, Tensor]
+    model: nn.Module,
+    held: Mapping[str, Tensor],
+    originals: Mapping[str, Tensor],
+    own: bool,
+    narrow: bool,
 ) -> tuple[str | None, str | None]:
-    """The digests of the values, one at a time in full: in their own dtype, and cast to bf16."""
-    found = xxhash.xxh3_128(), xxhash.xxh3_128()
-    seen: dict[int, tuple[str, str]] = {}  # what is tied is read once
+    """The digests of the values: in their own dtype, and cast to bf16; None for what is not wanted,
+    and for a model whose values are not in memory.
+    """
+    contents: dict[int, Future[tuple[str, str]]] = {}  # what is tied is read once
     modules = dict(model.named_modules(remove_duplicate=False))
-    for name, tensor in held.items():
-        if id(tensor) not in seen:
-            path, _, own = name.rpartition(".")
+    with ThreadPoolExecutor(min(_THREADS, torch.get_num_threads())) as pool:
+        for name, tensor in held.items() if own or narrow else ():
+            if id(tensor) in contents:
+                continue
+            path, _, leaf = name.rpartition(".")
             value = originals.get(name)
             if value is None and path in modules:
-                value = whole_parameter(modules[path], own)
+                value = whole_parameter(modules[path], leaf)
             value = tensor if value is None else value  # a state dict may hold what no module does
             if value.is_meta:
                 return None, None
-            narrow = value.to(torch.bfloat16) if value.is_floating_point() else value
-            seen[id(tensor)] = _content(value), _content(narrow)
-        for hashed, content in zip(found, seen[id(tensor)], strict=True):
+            contents[id(tensor)] = pool.submit(_contents, value, own, narrow)
+            if value is not tensor:  # gathered or fetched for this: one at a time
+                contents[id(tensor)].result()
+    found = xxhash.xxh3_128(), xxhash.xxh3_128()
+    for name, tensor in held.items() if own or narrow else ():
+        for hashed, content in zip(found, contents[id(tensor)].result(), strict=True):
             hashed.update(f"{name}:{content};".encode())
-    return found[0].hexdigest(), found[1].hexdigest()
+    return found[0].hexdigest() if own else None, found[1].hexdigest() if narrow else None
+
+
+def _contents(value: Tensor, own: bool, narrow: bool) -> tuple[str, str]:
+    """The content as it is and as bf16; "" for what is not wanted."""
+    with torch.no_grad():
+        small = value.to(torch.bfloat16) if narrow and value.is_floating_point() else value
+        return _content(value) if own else "", _content(small) if narrow else ""
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

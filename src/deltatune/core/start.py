@@ -202,7 +202,10 @@ def _forms(delta: Delta, source: Delta | str | Path, slot: int) -> Iterator[Form
         return
     artefact = read(source)
     own = fingerprint(
-        delta.model, originals=originals(delta.model), excluded=artefact.backbone.excluded
+        delta.model,
+        originals=originals(delta.model),
+        excluded=artefact.backbone.excluded,
+        like=artefact.backbone,
     )
     refuse(source, artefact, own)
     yield parse(artefact.method), read_listed(Path(source), artefact)

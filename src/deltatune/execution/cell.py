@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from deltatune.core.delta import Delta, attach
+from deltatune.core.attaching import attach
+from deltatune.core.delta import Delta
 from deltatune.core.errors import ConfigurationError, DeltatuneError
 from deltatune.core.grammar import parse
 from deltatune.core.plan import plan

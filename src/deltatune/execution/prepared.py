@@ -20,7 +20,8 @@ from deltatune.backbones.encoding import Encoding, Row, collate, encode
 from deltatune.backbones.licence import licence_of
 from deltatune.backbones.load import Backbone
 from deltatune.core.artefact import save, stored_tensors
-from deltatune.core.delta import Delta, attach
+from deltatune.core.attaching import attach
+from deltatune.core.delta import Delta
 from deltatune.core.errors import ConfigurationError, UnsupportedError
 from deltatune.core.fingerprint import vocabulary
 from deltatune.core.grammar import Expression, parse

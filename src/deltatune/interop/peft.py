@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from deltatune.core.artefact import stored_tensors
-from deltatune.core.delta import Delta, attach
+from deltatune.core.attaching import attach
+from deltatune.core.delta import Delta
 from deltatune.core.errors import ArtefactError, ConfigurationError, DeltatuneError
 from deltatune.core.grammar import Expression
 from deltatune.core.layout import Part, layout

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltatune.core.attaching import attach
 from deltatune.core.bank import Bank
-from deltatune.core.delta import Delta, attach, deltas_of
+from deltatune.core.delta import Delta, deltas_of
 from deltatune.core.errors import ConfigurationError, StateError
 
 __all__ = ["Batch", "Read", "copies", "gradients", "logits_of", "outputs", "pieces"]
