@@ -122,22 +122,28 @@ def save(
 
 def load(
     folder: str | Path, model: nn.Module, *, across_formats: bool = False,
-    other_weights: artefact.OnMismatch = "refuse",
+    other_weights: artefact.OnMismatch = "refuse", allow_pickle: bool = False,
 ) -> Delta:  # fmt: skip
     """Attaches the delta in a folder. Raises BackboneMismatchError on another backbone,
     ArtefactError.
 
-    A folder of PEFT is read, too, see `deltatune.interop.peft`: it has no fingerprint, so that the
-    backbone is held to shapes alone.
+    A folder of PEFT, AdapterHub or OpenDelta is read, too, see `deltatune.interop`: it has no
+    fingerprint, so that the backbone is held to shapes alone. With `allow_pickle` those of the last
+    two are read where their tensors are a pickle: tensors and nothing else, for whom you trust.
 
     With `across_formats` the backbone may be kept in another format (int8, NF4, plain numbers) than
     that which the delta was trained on; its weights are not compared then. With
     `other_weights="warn"` it may have been trained further since: a warning says so.
     """
-    from deltatune.interop import peft
+    from deltatune.interop import adapterhub, opendelta, peft
 
-    if peft.holds(folder) and not artefact.files_of(Path(folder))[0].exists():
-        return peft.read(folder, model)
+    if not artefact.files_of(Path(folder))[0].exists():
+        if adapterhub.holds(folder):
+            return adapterhub.read(folder, model, allow_pickle=allow_pickle)
+        if opendelta.holds(folder):
+            return opendelta.read(folder, model, allow_pickle=allow_pickle)
+        if peft.holds(folder):
+            return peft.read(folder, model)
     return artefact.load(model, folder, across_formats=across_formats, other_weights=other_weights)
 
 
