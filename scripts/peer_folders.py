@@ -149,7 +149,7 @@ def hub_cases() -> Iterator[tuple[str, Any, tuple[str, ...]]]:
     yield "scaled_par_bn", a.ParBnConfig(**bn, mh_adapter=True, scaling="learned"), ("bert",)
     plus = a.AdapterPlusConfig(**bn, stochastic_depth=0.0)
     yield "adapter_plus", plus, ("bert", "gpt2")
-    yield "seq_bn_inv", a.SeqBnInvConfig(**bn), ("gpt2",)
+    yield "seq_bn_inv", a.SeqBnInvConfig(**bn), ("bert", "gpt2")
     yield "double_seq_bn_inv", a.DoubleSeqBnInvConfig(**bn), ("bert", "gpt2", "t5")
     by_layer = {"0": 8, "default": 2}
     leave = a.DoubleSeqBnConfig(reduction_factor=by_layer, leave_out=[1], non_linearity="relu")
@@ -158,7 +158,7 @@ def hub_cases() -> Iterator[tuple[str, Any, tuple[str, ...]]]:
     yield "gated", a.DoubleSeqBnConfig(**bn, use_gating=True), ("bert",)
     phm = {"reduction_factor": 4, "phm_dim": 2, "phm_init_range": 1.0}
     yield "compacter", a.CompacterConfig(**phm), ("bert", "gpt2")
-    yield "compacter++", a.CompacterPlusPlusConfig(**phm), ("gpt2", "t5")
+    yield "compacter++", a.CompacterPlusPlusConfig(**phm), ("bert", "gpt2", "t5")
     yield "lora", a.LoRAConfig(r=2, alpha=6), (*EVERY, "llama")
     wide = a.LoRAConfig(
         r=2, alpha=3, attn_matrices=["q", "k", "v"], intermediate_lora=True, output_lora=True

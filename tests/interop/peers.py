@@ -29,7 +29,7 @@ CLASSES = {
     "llama": "LlamaForCausalLM",
 }
 CLOSE = 1e-5
-_NORMS = "runs the norm of the backbone twice"
+_NORMS = "AdapterHub runs that of the backbone twice"
 _EITHER = "reads either as NoReFT"
 REFUSALS: Mapping[tuple[str, str, str], str] = {
     ("adapterhub", "bert", "direft"): _EITHER,
@@ -39,8 +39,7 @@ REFUSALS: Mapping[tuple[str, str, str], str] = {
     ("adapterhub", "bert", "mtl_lora"): "name a task for each row",
     ("adapterhub", "bert", "noreft"): _EITHER,
     ("adapterhub", "bert", "prompt_tuning"): "behind the positions and the norm",
-    ("adapterhub", "bert", "seq_bn"): _NORMS,
-    ("adapterhub", "roberta", "seq_bn"): _NORMS,
+    ("adapterhub", "bert", "compacter++"): _NORMS,
     ("adapterhub", "t5", "compacter++"): "does not save what the modules of a T5 share",
     ("adapterhub", "t5", "prefix_tuning"): "relative positions",
     ("adapterhub", "t5", "vera"): "does not save what the modules of a T5 share",

@@ -165,7 +165,8 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, torch.Tensor | 
     ("double_seq_bn", {}, {"scaling": 2}, {}, "scaling must be"),
     ("double_seq_bn", {}, {"scaling": [1]}, {}, "scaling must be"),
     ("double_seq_bn", {}, {"inv_adapter": "glow"}, {}, "inv_adapter must be"),
-    ("double_seq_bn", {}, {"original_ln_after": False}, {}, "original_ln_before must be false"),
+    ("double_seq_bn", {}, {"original_ln_after": False}, {}, "the residual is added once"),
+    ("seq_bn", {}, {"residual_before_ln": "post_add"}, {}, "the residual is added once"),
     ("compacter", {}, {"phm_dim": 10**9}, {}, "phm_dim must be"),
     ("loreft", {}, {"r": 9}, {}, "a rank of 9"),
 ]

@@ -86,11 +86,15 @@ TABLE: tuple[Row, ...] = (
     *(Row(kind, (), (), why) for kind, why in sorted(ABSENT.items())),
 )  #: every kind that PEFT 0.21 has
 
-_TWICE = "not in BERT and RoBERTa: AdapterHub runs the norm of the backbone twice"
 HUB_TABLE: tuple[Row, ...] = (
     Row("adapter_plus", ("adapter", "pfeiffer"), (), "its scale is multiplied in"),
     Row("compacter", ("compacter",), (), "not in T5: AdapterHub does not save the shared rule"),
-    Row("compacter++", ("compacter",), (), f"{_TWICE}; not in T5, as `compacter`"),
+    Row(
+        "compacter++",
+        ("compacter",),
+        (),
+        "GPT-2: in BERT the norm is run twice; not in T5, as `compacter`",
+    ),
     Row("direft", (), (), "written as `noreft` is, and AdapterHub reads it as that"),
     Row("double_seq_bn", ("adapter",), (), "no norm of its own, no gate"),
     Row("double_seq_bn_inv", ("adapter", "invertible"), (), '`inv_adapter` "nice"'),
@@ -120,8 +124,8 @@ HUB_TABLE: tuple[Row, ...] = (
     Row("prefix_tuning_flat", ("prefix",), (), "as `prefix_tuning`"),
     Row("prompt_tuning", (), (), "AdapterHub's prompt is behind positions and norm"),
     Row("scaled_par_bn", ("parallel",), (), "its scale is multiplied in"),
-    Row("seq_bn", ("pfeiffer",), (), _TWICE),
-    Row("seq_bn_inv", ("pfeiffer", "invertible"), (), _TWICE),
+    Row("seq_bn", ("pfeiffer",), (), "the norms of a post-norm backbone are stored beside"),
+    Row("seq_bn_inv", ("pfeiffer", "invertible"), (), "as `seq_bn`"),
     Row("union", ("lora", "adapter"), (), "as its members are"),
     Row("unipelt", (), (), "`use_gating` averages gates over padding, too"),
     Row("vera", ("lora",), (), "AdapterHub trains whole matrices; not in T5, as `compacter`"),

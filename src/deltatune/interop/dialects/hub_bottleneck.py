@@ -134,11 +134,14 @@ def _place(configuration: Configuration, ground: Ground, block: Block, spot: Spo
         return start + spot.last
     if spot.norm and before and not after and own is False:
         return start + spot.norm
+    if spot.norm and before and after and own is True and not configuration.flag("phm_layer"):
+        return start + spot.norm  # LN(h + x + BN(LN(h + x)))
     if spot.norm:
         configuration.refuse(
             "original_ln_before",
-            f"false in {ground.kind}: AdapterHub runs the norm of the backbone twice, in front of "
-            "the bottleneck and behind it, and no method of deltatune does",
+            f"such in {ground.kind} that the residual is added once. Where both norms are run, of "
+            "the dense ones alone: AdapterHub runs that of the backbone twice, and no compacter of "
+            "deltatune does",
         )
     if before and own is after:  # h + x + BN(h + x), whichever of the two adds x
         if spot.ends:
@@ -173,6 +176,9 @@ def _piece(
     }
     parallel, fixed = configuration.flag("is_parallel"), type(scaling) is float
     method: Method = build("adapter" if not at.endswith("residual") else "pfeiffer", fields)
+    if spot.norm and at.endswith(spot.norm) and configuration.flag("original_ln_after"):
+        norm: Any = ground.model.get_submodule(at)
+        method = build("pfeiffer", {**fields, "twice": True, "eps": norm.eps})
     if parallel:
         method = build("parallel", {**fields, "scale": scaling if fixed else 1.0})
     make = partial(_dense, holder, scaling if fixed and not parallel else 1.0)
