@@ -6,7 +6,9 @@ its own, which knows nothing of deltatune:
     pip install adapters==1.2.0                                  # brings transformers 4.51
     python scripts/peer_folders.py adapterhub tests/interop/peers
 
-    pip install transformers==4.33.3 'setuptools<81' && pip install --no-deps opendelta==0.3.2 ...
+    pip install transformers==4.33.3 'numpy<2' 'setuptools<81' datasets decorator gitpython \\
+        pyyaml rich scipy tqdm web.py yacs
+    pip install --no-deps opendelta==0.3.2 bigmodelvis
     python scripts/peer_folders.py opendelta tests/interop/peers
 
 The first also writes the backbones (`backbones/FAMILY`), which the second reads. Of each case it

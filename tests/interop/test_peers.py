@@ -71,6 +71,21 @@ def test_the_tables_say_what_is_read(peer: str, table: Any, place: Path) -> None
             assert {one.split("(")[0] for one in found.split(" + ")} <= set(row.reads), found
 
 
+@pytest.mark.parametrize("peer", PEERS)
+def test_the_page_of_parity_has_every_case_and_no_cell_that_differs(peer: str) -> None:
+    page = Path(__file__).parents[2] / "docs" / "results" / "parity.md"
+    text = page.read_text(encoding="utf-8")
+    title = {"adapterhub": "## Folders of AdapterHub", "opendelta": "## Folders of OpenDelta"}[peer]
+    rows = text.split(title)[1].split("\n## ")[0].splitlines()
+    head = next(row for row in rows if row.startswith("| case |")).split(" | ")
+    cells = {row.split(" | ")[0].strip("| "): row.split(" | ") for row in rows if row[:2] == "| "}
+    for family, name in names(peer):
+        cell = cells[name][[one.strip("| ") for one in head].index(family)].strip("| ")
+        refused = (peer, family, name) in REFUSALS
+        assert cell.startswith("refused: ") if refused else float(cell) < CLOSE, (family, name)
+    assert "**" not in text
+
+
 def test_where_it_is_from_is_told_and_kept(place: Path, tmp_path: Path) -> None:
     model = backbone(place, "bert")
     delta = dt.load(place / "adapterhub" / "bert" / "lora", model)
