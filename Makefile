@@ -1,4 +1,4 @@
-.PHONY: setup demo test check clones docs cards matrix pairs fuzz faults kill bench bench-quick
+.PHONY: setup demo test check clones docs cards matrix parity pairs fuzz faults kill bench bench-quick
 
 setup:
 	@scripts/setup
@@ -24,6 +24,9 @@ cards:
 
 matrix:
 	@scripts/matrix
+
+parity:
+	@scripts/parity
 
 pairs:
 	@scripts/pairs

@@ -128,14 +128,15 @@ def save(
 
 def load(
     folder: str | Path, model: nn.Module, *, across_formats: bool = False,
-    other_weights: artefact.OnMismatch = "refuse", trusted: Sequence[str] = (),
-    inputs: Mapping[str, Tensor] | None = None, tokenizer: Any = None,
+    other_weights: artefact.OnMismatch = "refuse", allow_pickle: bool = False,
+    trusted: Sequence[str] = (), inputs: Mapping[str, Tensor] | None = None, tokenizer: Any = None,
 ) -> Delta:  # fmt: skip
     """Attaches the delta in a folder. Raises BackboneMismatchError on another backbone,
     ArtefactError.
 
-    A folder of PEFT is read, too, see `deltatune.interop.peft`: it has no fingerprint, so that the
-    backbone is held to shapes alone.
+    A folder of PEFT, AdapterHub or OpenDelta is read, too, see `deltatune.interop`: it has no
+    fingerprint, so that the backbone is held to shapes alone. With `allow_pickle` those of the last
+    two are read where their tensors are a pickle: tensors and nothing else, for whom you trust.
 
     With `across_formats` the backbone may be kept in another format (int8, NF4, plain numbers) than
     that which the delta was trained on; its weights are not compared then. With
@@ -146,7 +147,7 @@ def load(
     had when the delta was trained, where the delta says so.
     """
     from deltatune.core.probe import saying_if_idle
-    from deltatune.interop import peft
+    from deltatune.interop.foreign import read_foreign
 
     if trusted:
         from deltatune.hub import check_signed
@@ -155,8 +156,10 @@ def load(
     if tokenizer is not None:
         artefact.check_vocabulary(folder, tokenizer)
     with saying_if_idle(f"The delta in {folder}", model, inputs):
-        if peft.holds(folder) and not artefact.files_of(Path(folder))[0].exists():
-            return peft.read(folder, model)
+        if not artefact.files_of(Path(folder))[0].exists():
+            found = read_foreign(folder, model, allow_pickle=allow_pickle)
+            if found is not None:
+                return found
         return artefact.load(
             model, folder, across_formats=across_formats, other_weights=other_weights
         )

@@ -188,6 +188,28 @@ def test_the_two_ends_of_a_prompt_never_meet(lengths: list[int], first: int, las
     assert found.sum(1).tolist() == expected and found.max() <= 1
 
 
+@given(n=st.integers(0, 9), first=st.integers(0, 4), last=st.integers(0, 4), separate=st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_short_prompts_are_edited_whole_where_that_is_asked(
+    n: int, first: int, last: int, separate: bool
+) -> None:
+    """Where both ends meet, the edit of the last tokens holds, and each token has one."""
+    if not first + last:
+        return
+    method = ReFT(rank=1, first=first, last=last, separate=separate, whole=True)
+    prompt, y = torch.arange(9).unsqueeze(0) < n, torch.zeros(1, 9, 4)
+    p = {
+        "R": torch.eye(4)[:1].repeat(method.ends, 1, 1),
+        "W": torch.zeros(method.ends, 1, 4),
+        "b": torch.arange(1.0, 1.0 + method.ends).unsqueeze(1),
+    }
+    found = method.edited(y, prompt, p)[0, :, 0]
+    expected = [
+        0 if t >= n else method.ends if t >= n - last else 1 if t < first else 0 for t in range(9)
+    ]
+    assert found.tolist() == expected
+
+
 def test_the_rows_of_reft_stay_orthonormal_while_it_trains() -> None:
     case = Case("reft(rank=4)", "bert")
     with case.attached(moved=False) as (model, delta):

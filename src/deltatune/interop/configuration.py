@@ -1,4 +1,4 @@
-"""A configuration of PEFT, held to closed lists of keys.
+"""A configuration of another library, held to closed lists of keys.
 
 A key is read, or must have one of few values, or acts in training alone. Any other key is an error
 that names it: it may change what is computed.
@@ -60,18 +60,21 @@ class Configuration:
         where: the file, as errors name it.
         values: what it says.
         keys: what it may say.
+        library: whose it is, as errors name it.
 
     Raises ArtefactError for a key that is not known, or a value that is not.
     """
 
-    def __init__(self, where: str, values: Mapping[str, Any], keys: Keys) -> None:
+    def __init__(
+        self, where: str, values: Mapping[str, Any], keys: Keys, library: str = "PEFT 0.21"
+    ) -> None:
         self.where = where
         unknown = sorted(values.keys() - keys.read.keys() - keys.only.keys() - keys.idle)
         if unknown:
             raise ArtefactError(
                 f"{where}: the {'key' if len(unknown) == 1 else 'keys'} {', '.join(unknown)} may "
                 "change what is computed, and deltatune does not know how. Remove what does not "
-                "matter, or save the delta with PEFT 0.21."
+                f"matter, or save the delta with {library}."
             )
         for key, allowed in keys.only.items():
             value = values.get(key, allowed[0])

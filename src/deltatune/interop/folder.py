@@ -1,4 +1,4 @@
-"""A folder of PEFT: `adapter_config.json` and the header of `adapter_model.safetensors`.
+"""Folders of other libraries: a configuration in JSON, and the header of a file of tensors.
 
 Both come from anywhere. The configuration is text of a bounded length, nothing in it is called or
 imported, and the header says every shape before a tensor is read.
@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,26 +21,46 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deltatune.core.errors import ArtefactError
+from deltatune.core.errors import ArtefactError, DeltatuneError
 
-__all__ = ["CONFIGURATION", "TENSORS", "Header", "read_configuration", "write_folder"]
+__all__ = ["CONFIGURATION", "TENSORS", "Header", "read_configuration", "told", "write_folder"]
 
 CONFIGURATION, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-_PICKLED = "adapter_model.bin"
-_LONGEST = 4 << 20  # bytes of a configuration; the longest of PEFT's name each module of a model
+_LONGEST = 4 << 20  # bytes of a configuration; the longest of PEFT name each module of a model
 _REAL = ("F64", "F32", "F16", "BF16")
 _WHOLE = ("I64", "I32", "I16", "U8")
 
 
-def read_configuration(folder: Path) -> dict[str, Any]:
-    """What `adapter_config.json` says. Raises ArtefactError if it is missing or malformed."""
-    path = folder / CONFIGURATION
+@contextmanager
+def told(folder: Path) -> Iterator[None]:
+    """What a method or a model refuses, as an error of the folder."""
+    try:
+        yield
+    except ArtefactError:
+        raise
+    except DeltatuneError as error:
+        raise ArtefactError(f"{folder} cannot be attached: {error}") from None
+
+
+def read_configuration(
+    folder: Path, name: str = CONFIGURATION, library: str = "PEFT"
+) -> dict[str, Any]:
+    """What a file of a folder says. Raises ArtefactError if it is missing or malformed.
+
+    Args:
+        folder: the folder.
+        name: of the file.
+        library: whose folder it is, as errors name it.
+    """
+    path = folder / name
     try:
         if path.stat().st_size > _LONGEST:
-            raise ArtefactError(f"{path} has more than {_LONGEST:,} bytes. It is none of PEFT's.")
+            raise ArtefactError(
+                f"{path} has more than {_LONGEST:,} bytes. It is none of {library}'s."
+            )
         content = json.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
-        raise ArtefactError(f"{folder} is no folder of PEFT: {CONFIGURATION} is missing.") from None
+        raise ArtefactError(f"{folder} is no folder of {library}: {name} is missing.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ArtefactError(f"{path} cannot be read: {error}. Fetch it again.") from None
     if not isinstance(content, dict):
@@ -47,7 +68,7 @@ def read_configuration(folder: Path) -> dict[str, Any]:
     return content
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Header:
     """What a file of tensors announces.
 
@@ -62,16 +83,8 @@ class Header:
     kinds: Mapping[str, str]
 
     @classmethod
-    def of(cls, folder: Path) -> Header:
-        """Reads the header of a folder's tensors. Raises ArtefactError."""
-        path = folder / TENSORS
-        if not path.exists():
-            if (folder / _PICKLED).exists():
-                raise ArtefactError(
-                    f"{folder} has {_PICKLED} alone, a pickle, which runs code when it is read. "
-                    f"Load it with PEFT, where you trust it, and save it anew as {TENSORS}."
-                )
-            raise ArtefactError(f"{folder} is no folder of PEFT: {TENSORS} is missing.")
+    def of(cls, path: Path) -> Header:
+        """Reads the header of a file of safetensors. Raises ArtefactError."""
         try:
             with safe_open(path, "pt") as file:
                 names = file.keys()
@@ -116,20 +129,24 @@ class Header:
         for name, kind in self.kinds.items():
             if kind not in (_WHOLE if name in whole else _REAL):
                 raise ArtefactError(f"{self.path}: {name} is of type {kind}, which it cannot be.")
-        found: dict[str, Tensor] = {}
-        try:
-            with safe_open(self.path, "pt") as file:
-                for name in self.shapes:
-                    value = file.get_tensor(name)
-                    found[name] = value.long() if name in whole else value.float()
-        except (OSError, SafetensorError) as error:
-            raise ArtefactError(f"{self.path} cannot be read: {error}. Fetch it again.") from None
+        found = {
+            name: value.long() if name in whole else value.float()
+            for name, value in self.values().items()
+        }
         for name, value in found.items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise ArtefactError(
                     f"{self.path}: {name} holds values that are not finite. Train it anew."
                 )
         return found
+
+    def values(self) -> dict[str, Tensor]:
+        """All tensors, as the file has them. Raises ArtefactError."""
+        try:
+            with safe_open(self.path, "pt") as file:
+                return {name: file.get_tensor(name) for name in self.shapes}
+        except (OSError, SafetensorError) as error:
+            raise ArtefactError(f"{self.path} cannot be read: {error}. Fetch it again.") from None
 
 
 def write_folder(

@@ -7,8 +7,7 @@ the same cannot be verified, and `delta.origins` says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,20 @@ from deltatune.core.method import MERGED
 from deltatune.interop.dialects.dialect import Dialect
 from deltatune.interop.dialects.lora import LoRA
 from deltatune.interop.dialects.modules import LNTuning, is_whole, whole_tensors
-from deltatune.interop.folder import CONFIGURATION, Header, read_configuration, write_folder
+from deltatune.interop.folder import (
+    CONFIGURATION,
+    TENSORS,
+    Header,
+    read_configuration,
+    told,
+    write_folder,
+)
 from deltatune.interop.plan import Plan
 from deltatune.interop.table import DIALECTS
 
 __all__ = ["holds", "read", "write"]
 
+_PICKLED = "adapter_model.bin"
 _CLASSES = {
     "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",
@@ -62,15 +69,28 @@ def read(folder: str | Path, model: nn.Module, *, seed: int = 0) -> Delta:
     """
     path = Path(folder)
     values = read_configuration(path)
-    with _told(path):
+    with told(path):
         plan = Plan.of(values, str(path / CONFIGURATION), model)
-        header = Header.of(path)
+        header = _header(path)
         header.check(plan.shapes(), str(plan.expression))
         leaves = plan.leaves(header.read(plan.dialect.whole))
         delta = attach(model, plan.expression, seed=seed)
     delta.bank.write(0, leaves)
     delta.origins[0] = {"library": "peft", "backbone_verified": False, "configuration": values}
     return delta
+
+
+def _header(folder: Path) -> Header:
+    """The header of a folder's tensors. Raises ArtefactError, for a pickle, too."""
+    path, pickled = folder / TENSORS, folder / _PICKLED
+    if path.exists():
+        return Header.of(path)
+    if pickled.exists():
+        raise ArtefactError(
+            f"{folder} has {_PICKLED} alone, a pickle, which runs code when it is read. "
+            f"Load it with PEFT, where you trust it, and save it anew as {TENSORS}."
+        )
+    raise ArtefactError(f"{folder} is no folder of PEFT: {TENSORS} is missing.")
 
 
 def write(delta: Delta, folder: str | Path, slot: int = 0, *, as_lora: bool = False) -> Path:
@@ -108,17 +128,6 @@ def write(delta: Delta, folder: str | Path, slot: int = 0, *, as_lora: bool = Fa
     _check_written(values, tensors, model)
     write_folder(Path(folder), values, tensors)
     return Path(folder)
-
-
-@contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """What a method or a model refuses, as an error of the folder."""
-    try:
-        yield
-    except ArtefactError:
-        raise
-    except DeltatuneError as error:
-        raise ArtefactError(f"{folder} cannot be attached: {error}") from None
 
 
 def _divided(parts: Sequence[Part], as_lora: bool) -> tuple[Dialect, list[Part], list[Part]]:

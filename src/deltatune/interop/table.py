@@ -1,4 +1,4 @@
-"""Which kinds of PEFT's folders are read and written, and why others are not."""
+"""Which kinds of other libraries' folders are read and written, and why others are not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from deltatune.interop.dialects.weights import (
     SHiRA,
 )
 
-__all__ = ["ABSENT", "DIALECTS", "TABLE", "Row", "reason"]
+__all__ = ["ABSENT", "DIALECTS", "HUB_TABLE", "OPEN_TABLE", "TABLE", "Row", "reason"]
 
 _KINDS: tuple[type[Dialect], ...] = (
     *(BEFT, BOFT, C3A, DeLoRA, FourierFT, GraLoRA, HiRA, HRA, IA3, LNTuning, LoHa, LoKr, MiSS),
@@ -69,7 +69,7 @@ class Row:
     """One kind of folder.
 
     Attributes:
-        kind: PEFT's `peft_type`.
+        kind: as the library calls it.
         reads: the methods that it becomes, by name.
         writes: the methods that become it.
         note: what is refused of it, or why all of it is.
@@ -85,6 +85,61 @@ TABLE: tuple[Row, ...] = (
     *(Row(one.kind, one.reads, one.writes, one.note) for _, one in sorted(DIALECTS.items())),
     *(Row(kind, (), (), why) for kind, why in sorted(ABSENT.items())),
 )  #: every kind that PEFT 0.21 has
+
+HUB_TABLE: tuple[Row, ...] = (
+    Row("adapter_plus", ("adapter", "pfeiffer"), (), "its scale is multiplied in"),
+    Row("compacter", ("compacter",), (), "not in T5: AdapterHub does not save the shared rule"),
+    Row(
+        "compacter++",
+        ("compacter",),
+        (),
+        "GPT-2: in BERT the norm is run twice; not in T5, as `compacter`",
+    ),
+    Row("direft", (), (), "written as `noreft` is, and AdapterHub reads it as that"),
+    Row("double_seq_bn", ("adapter",), (), "no norm of its own, no gate"),
+    Row("double_seq_bn_inv", ("adapter", "invertible"), (), '`inv_adapter` "nice"'),
+    Row("gated", (), (), "`use_gating` averages gates over padding, too"),
+    Row("head_one_layer", (), (), "the backbone's classifier has two linear maps"),
+    Row(
+        "head_two_layers",
+        ("lora", "last_layer", "head"),
+        (),
+        "beside any adapter, on BERT, RoBERTa",
+    ),
+    Row("ia3", ("ia3",), (), ""),
+    Row(
+        "lora", ("lora",), (), "no gate; of before 1.1 without its scale, as AdapterHub repairs it"
+    ),
+    Row("loreft", ("reft",), (), "BERT and RoBERTa: elsewhere generated tokens are edited, too"),
+    Row("mam", ("prefix", "parallel"), (), "as its members are"),
+    Row("mtl_lora", (), (), "its calls name a task for each row"),
+    Row("noreft", (), (), "written as `direft` is"),
+    Row("par_bn", ("parallel",), (), "BERT and RoBERTa: elsewhere it reads what no norm has seen"),
+    Row(
+        "prefix_tuning",
+        ("prefix",),
+        (),
+        "not in T5: relative positions; what its MLP makes is kept",
+    ),
+    Row("prefix_tuning_flat", ("prefix",), (), "as `prefix_tuning`"),
+    Row("prompt_tuning", (), (), "AdapterHub's prompt is behind positions and norm"),
+    Row("scaled_par_bn", ("parallel",), (), "its scale is multiplied in"),
+    Row("seq_bn", ("pfeiffer",), (), "the norms of a post-norm backbone are stored beside"),
+    Row("seq_bn_inv", ("pfeiffer", "invertible"), (), "as `seq_bn`"),
+    Row("union", ("lora", "adapter"), (), "as its members are"),
+    Row("unipelt", (), (), "`use_gating` averages gates over padding, too"),
+    Row("vera", ("lora",), (), "AdapterHub trains whole matrices; not in T5, as `compacter`"),
+)  #: configurations of adapters 1.2
+OPEN_TABLE: tuple[Row, ...] = (
+    Row("adapter", ("adapter",), (), "at linear modules"),
+    Row("bitfit", ("bitfit",), (), "backbones with biases; kept as differences, which rounds"),
+    Row("compacter", ("phm_adapter",), (), "its products of low rank are multiplied out"),
+    Row("lora", ("lora",), (), "at linear modules"),
+    Row("low_rank_adapter", ("low_rank_adapter",), (), "rank 1, the only one that OpenDelta has"),
+    Row("parallel_adapter", ("parallel",), (), "beside a sublayer without its residual and norm"),
+    Row("prefix", ("prefix",), (), "BERT, RoBERTa, GPT-2; what its network makes is kept"),
+    Row("soft_prompt", ("prompt",), (), "not before a classifier, which reads its first token"),
+)  #: every `delta_type` of OpenDelta 0.3.2
 
 
 def reason(kind: object) -> str:

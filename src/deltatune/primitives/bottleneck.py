@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -24,6 +25,7 @@ def _identity(x: Tensor) -> Tensor:
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
     "identity": _identity,
     "relu": torch.relu,
     "silu": functional.silu,
@@ -37,7 +39,7 @@ class Bottleneck:
 
     Attributes:
         bottleneck: m, the width in the middle.
-        activation: σ: gelu, relu, silu, tanh or identity.
+        activation: σ: gelu, gelu_tanh, relu, silu, tanh or identity.
         bias: whether c and e exist.
         up_std: standard deviation of U at the start; 0 is the exact identity.
     """

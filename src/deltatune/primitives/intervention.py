@@ -23,18 +23,21 @@ class Intervention:
     """What ReFT's kin have in common; a method gives `edit`, what it adds.
 
     A prompt of n tokens is edited at min(first, n // 2) and min(last, n // 2) of them, so that the
-    two never meet. Tokens that are generated, or that `labels` asks for, are left as they are.
+    two never meet; with `whole` at min(first, n) and min(last, n), and where they meet the edit of
+    the last ones holds. Tokens that are generated, or that `labels` asks for, are left as they are.
 
     Attributes:
         rank: r, the dimensions that are edited.
         first, last: how many tokens at either end of the prompt.
         separate: whether either end has an edit of its own.
+        whole: whether an end may reach beyond the middle of a short prompt, as AdapterHub's does.
     """
 
     rank: int = 8
     first: int = 3
     last: int = 3
     separate: bool = False
+    whole: bool = False
 
     name: ClassVar[str]
     category: ClassVar[Category] = "addition"
@@ -92,9 +95,9 @@ class Intervention:
     def edited(self, y: Tensor, prompt: Tensor, p: Mapping[str, Tensor]) -> Tensor:
         """New y [..., tokens, d]: where the prompt [..., tokens] says, with `edit` added."""
         order, count = prompt.cumsum(-1) - 1, prompt.sum(-1, keepdim=True)
-        half = count // 2
-        first = prompt & (order < half.clamp(max=self.first))
-        last = prompt & (order >= count - half.clamp(max=self.last))
+        most = count if self.whole else count // 2
+        last = prompt & (order >= count - most.clamp(max=self.last))
+        first = prompt & (order < most.clamp(max=self.first)) & ~last
         for end, places in enumerate((first, last) if self.ends == 2 else (first | last,)):
             own = {name: leaf[end] for name, leaf in p.items()}
             y = torch.where(places.unsqueeze(-1), y + self.edit(y, own), y)
