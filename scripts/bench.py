@@ -25,6 +25,7 @@ import torch  # noqa: E402
 from benchmarks import (  # noqa: E402
     growth,
     life,
+    loading,
     padding,
     parallel,
     quantised,
@@ -46,6 +47,7 @@ PARTS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "parallel": parallel.rows,
     "serving": serving.rows,
     "life": life.rows,
+    "loading": loading.rows,
     "trunk": trunk.rows,
     "quantised": quantised.rows,
     "padding": padding.rows,

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from deltatune import api
 from deltatune.core import artefact as module
 from deltatune.core import description
+from deltatune.core import host as host_module
 from deltatune.core.artefact import CARD, read, save
 from deltatune.core.delta import Delta, deltas_of
 from deltatune.core.errors import (
@@ -317,6 +318,29 @@ def test_a_backbone_that_lacks_a_block_is_another(tmp_path: Path) -> None:
     whole = api.attach(KIN.build(), "lora(rank=2)")
     with pytest.raises(BackboneMismatchError, match="another architecture"):
         api.load(api.save(whole, tmp_path / "whole"), short)
+
+
+def test_a_backbone_is_read_once_for_several_deltas_while_it_stays_as_it_is(
+    delta: Delta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model, calls = api.save(delta, tmp_path / "delta"), KIN.build(), []
+    whole = host_module.fingerprint
+
+    def counted(*args: Any, **named: Any) -> Any:
+        calls.append(args)
+        return whole(*args, **named)
+
+    monkeypatch.setattr(host_module, "fingerprint", counted)
+    first = api.load(folder, model)
+    api.load(folder, model).detach()
+    assert len(calls) == 1
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[3, 3] += 1e-3
+    with pytest.raises(BackboneMismatchError, match="other weights"):
+        api.load(folder, model)
+    assert len(calls) == 2 and deltas_of(model) == (first,)
+    first.detach()
+    assert host_of(model) is None
 
 
 class Tokenizer:

@@ -35,8 +35,9 @@ from deltatune.core.errors import (
     DeltatuneError,
     StateError,
 )
-from deltatune.core.fingerprint import Fingerprint, fingerprint, vocabulary
+from deltatune.core.fingerprint import Fingerprint, vocabulary
 from deltatune.core.grammar import Expression, parse
+from deltatune.core.host import Host, host_of
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.layout import layout, leaves_of
 from deltatune.core.leaf import Leaf, zeros
@@ -242,23 +243,29 @@ def load(
         ArtefactError: its files are damaged, or do not hold what its method needs.
     """
     artefact = read(folder)
-    made_for = artefact.backbone
-    found = fingerprint(
-        model, originals=originals(model), excluded=made_for.excluded, like=made_for
-    )
-    refuse(folder, artefact, found, across_formats=across_formats, other_weights=other_weights)
+    host, excluded = host_of(model) or Host(model), artefact.backbone.excluded
     try:
-        expression = parse(artefact.method)
-        parts = layout(model, expression)
-    except DeltatuneError as error:
-        raise ArtefactError(f"{folder}: {artefact.method!r} cannot be attached: {error}") from None
-    tensors = read_tensors(Path(folder), artefact, leaves_of(parts))
-    delta = attach_values(model, expression, parts, tensors, seed=seed)
+        found = host.fingerprint(excluded, originals(model), like=artefact.backbone)
+        refuse(folder, artefact, found, across_formats=across_formats, other_weights=other_weights)
+        delta = _attached(model, Path(folder), artefact, seed)
+    finally:
+        host.sweep()
     delta.saved[0] = (str(folder), delta.bank.digest(0))
     origin = artefact.facts.get("origin")
     if isinstance(origin, dict):
         delta.origins[0] = origin
     return delta
+
+
+def _attached(model: nn.Module, folder: Path, artefact: Artefact, seed: int) -> Delta:
+    """Attaches what an artefact holds to the backbone that it is made for."""
+    try:
+        expression = parse(artefact.method)
+        parts = layout(model, expression)
+    except DeltatuneError as error:
+        raise ArtefactError(f"{folder}: {artefact.method!r} cannot be attached: {error}") from None
+    tensors = read_tensors(folder, artefact, leaves_of(parts))
+    return attach_values(model, expression, parts, tensors, seed=seed)
 
 
 def refuse(

@@ -57,6 +57,12 @@ class Fingerprint(BaseModel):
     excluded: tuple[str, ...] = ()
     quantised: str | None = None
 
+    def tells(self, like: Fingerprint | None) -> bool:
+        """Whether the digest is there that a comparison with `like` looks at; with None, both."""
+        if like is None:
+            return None not in (self.weights, self.weights_bf16)
+        return (self.weights if self.dtype == like.dtype else self.weights_bf16) is not None
+
     def difference(self, other: Fingerprint, *, across_formats: bool = False) -> str | None:
         """What distinguishes `other` from this one, in words; None if they are one backbone.
 

@@ -126,7 +126,10 @@ class Host:
             )
 
     def fingerprint(
-        self, excluded: Collection[str], originals: Mapping[str, Tensor]
+        self,
+        excluded: Collection[str],
+        originals: Mapping[str, Tensor],
+        like: Fingerprint | None = None,
     ) -> Fingerprint:
         """The fingerprint of the model; see `fingerprint`.
 
@@ -135,9 +138,10 @@ class Host:
         """
         there = [] if originals else self._tensors()
         kept = self._known.get(tuple(sorted(excluded)))
-        if kept is not None and there and _unchanged(kept[0], there):
+        known = kept is not None and bool(there) and _unchanged(kept[0], there)
+        if kept is not None and known and kept[1].tells(like):
             return kept[1]
-        found = fingerprint(self.model, originals=originals, excluded=excluded)
+        found = fingerprint(self.model, originals=originals, excluded=excluded, like=like)
         if there:
             self._known[tuple(sorted(excluded))] = _marks(there), found
         return found

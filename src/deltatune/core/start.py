@@ -16,7 +16,6 @@ from torch import Tensor
 from deltatune.core.artefact import read, read_listed, refuse, stored_tensors
 from deltatune.core.delta import Delta
 from deltatune.core.errors import ConfigurationError, StateError
-from deltatune.core.fingerprint import fingerprint
 from deltatune.core.grammar import Expression, parse
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.method import METHODS, Method
@@ -201,12 +200,8 @@ def _forms(delta: Delta, source: Delta | str | Path, slot: int) -> Iterator[Form
         yield Expression(tuple(m.stored() for m in expression)), stored_tensors(source, slot)
         return
     artefact = read(source)
-    own = fingerprint(
-        delta.model,
-        originals=originals(delta.model),
-        excluded=artefact.backbone.excluded,
-        like=artefact.backbone,
-    )
+    made_for = artefact.backbone
+    own = delta.host.fingerprint(made_for.excluded, originals(delta.model), like=made_for)
     refuse(source, artefact, own)
     yield parse(artefact.method), read_listed(Path(source), artefact)
 
