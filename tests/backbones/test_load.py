@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -268,13 +269,23 @@ def test_a_cached_hub_repository_is_found_offline(gpt2: Path, tmp_path: Path) ->
     shutil.copytree(gpt2, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
+    # As the cache keeps files: large ones under their digests, and links to them.
+    weights = repository / "snapshots" / commit / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    (repository / "blobs").mkdir()
+    weights.rename(repository / "blobs" / digest)
+    weights.symlink_to(repository / "blobs" / digest)
+    weights.with_name("README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
     code = (
+        "from deltatune.backbones.provenance import digests_of, licence_of\n"
         "from deltatune.backbones.load import load_architecture, load_backbone\n"
         "from deltatune.core.errors import ConfigurationError\n"
         f"for revision in (None, {commit!r}):\n"
         "    found = load_backbone('someone/tiny', revision=revision)\n"
         f"    assert found.revision == {commit!r}, found.revision\n"
         "    assert (found.name, found.form) == ('someone/tiny', 'decoder')\n"
+        "assert licence_of(found) == 'mit'\n"
+        f"assert digests_of(found) == {{'model.safetensors': {digest!r}}}\n"
         "load_architecture('someone/tiny')\n"
         "try:\n"
         "    load_backbone('someone/tiny', revision='elsewhere')\n"

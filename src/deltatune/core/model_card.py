@@ -58,6 +58,10 @@ def _what(artefact: Artefact) -> Iterator[tuple[str, str]]:
     yield "Backbone", _backbone(made_for)
     if isinstance(facts.get("licence"), str):
         yield "Licence of the backbone", _text(facts["licence"])
+    files = facts.get("backbone_files")
+    if isinstance(files, dict) and files:
+        named = (f"{_text(name)} {_code(str(digest))}" for name, digest in files.items())
+        yield "Its files, SHA-256", ", ".join(named)
     stored = sum(
         math.prod(one.shape) if one.entries is None else one.entries
         for one in artefact.tensors.values()

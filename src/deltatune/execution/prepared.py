@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from deltatune.backbones.encoding import Encoding, Row, collate, encode
-from deltatune.backbones.licence import licence_of
 from deltatune.backbones.load import Backbone
+from deltatune.backbones.provenance import digests_of, licence_of
 from deltatune.core.artefact import save, stored_tensors
 from deltatune.core.attaching import attach
 from deltatune.core.delta import Delta
@@ -247,6 +247,7 @@ class Prepared:
         return {
             "backbone": self.cell.backbone,
             "licence": licence_of(self.backbone),
+            "backbone_files": digests_of(self.backbone),
             "vocabulary": vocabulary(self.backbone.tokenizer),
             "task": goals.name,
             "task_version": goals.version,
