@@ -68,17 +68,12 @@ class FileShelf:
         return None if held is None else described(reference.digest, held, self.url)
 
     def put(self, folder: Path, entry: Entry, reference: Reference, beside: Path | None) -> None:
-        """See `Shelf`. Tensors that are there already are not sent again, so that an interrupted
-        push goes on.
-        """
+        """See `Shelf`. What is there already is sent again: it may have gone bad."""
         refuse_beside(beside)
         place = self.delta(entry.digest)
         with self._explained("written"):
             for path in files_of(folder):
-                target = f"{place}/{path.name}"
-                # All others anew: they are small, and make the delta young enough for `tidy`.
-                if path.name != FILES[1] or self._size(target) != entry.size:
-                    self._move_in(path, target)
+                self._move_in(path, f"{place}/{path.name}")
             self._move_in(entry.model_dump_json().encode(), self._tag(reference))
 
     def fetch(self, entry: Entry, reference: Reference, to: Path) -> None:

@@ -100,7 +100,7 @@ class ImageShelf:
         return None if found is None else found[1]
 
     def put(self, folder: Path, entry: Entry, reference: Reference, beside: Path | None) -> None:
-        """See `Shelf`. Blobs that are there already are not copied again."""
+        """See `Shelf`. What is there already is written again: it may have gone bad."""
         refuse_beside(beside)
         with self._explained("written"), self._changing() as index:
             layers = [
@@ -194,9 +194,7 @@ class ImageShelf:
         else:
             found, size = hashlib.sha256(content).hexdigest(), len(content)
         made = _Descriptor(mediaType=kind, digest=f"sha256:{found}", size=size)
-        target = self._blob(made)
-        if not target.exists() or target.stat().st_size != size:
-            self._write(target, content)
+        self._write(self._blob(made), content)
         if title is not None:
             made.annotations = {_TITLE: title}
         return made
