@@ -46,7 +46,10 @@ TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     ),
     "laplace": (frozenset({"core"}), frozenset({"torch", "safetensors", "pydantic"})),
     "hub": (frozenset({"core"}), frozenset({"fsspec", "pydantic"})),
-    "interop": (frozenset({"core"}), frozenset({"torch", "safetensors"})),
+    "interop": (
+        frozenset({"core"}),
+        frozenset({"torch", "safetensors", "transformers", "huggingface_hub"}),
+    ),
     "evaluation": (frozenset({"core", "tasks", "backbones"}), ANY),
     "study": (
         frozenset({"composition", "core", "tasks", "training", "evaluation"}),
