@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from blake3 import blake3
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors import numpy as numpy_files
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from deltatune.core.layout import layout
 from deltatune.core.leaf import Leaf, zeros
 from deltatune.core.site import originals
 from deltatune.core.sparse import pack, packed_shapes, places_of, unpack
+from deltatune.core.untrusted import content_of, size_of, tensors_of
 
 __all__ = [
     "FILES",
@@ -57,7 +58,15 @@ __all__ = [
 ]
 
 OnMismatch: TypeAlias = Literal["refuse", "warn"]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 FILES = _JSON, _TENSORS = "delta.json", "delta.safetensors"
+# By name: what a file says is looked up among them, and never among all that torch has.
+_DTYPES = {_name(one): one for one in vars(torch).values() if isinstance(one, torch.dtype)}
 
 
 def backbone_of(delta: Delta) -> Fingerprint:
@@ -189,14 +198,13 @@ def read(folder: str | Path) -> Artefact:
     """
     path = Path(folder)
     try:
-        content = (path / _JSON).read_bytes()
-        size = (path / _TENSORS).stat().st_size
+        content, size = content_of(path / _JSON), size_of(path / _TENSORS)
     except FileNotFoundError as error:
         raise ArtefactError(
             f"{path} is no delta: {Path(error.filename).name} is missing."
         ) from None
-    except OSError as error:
-        raise ArtefactError(f"{path / _JSON} cannot be read: {error}. Fetch it again.") from None
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{path} cannot be read: {error}. Fetch it again.") from None
     artefact = describe(content, path / _JSON)
     if size != artefact.size:
         raise ArtefactError(
@@ -276,7 +284,7 @@ def files_of(folder: Path) -> tuple[Path, Path]:
 def read_listed(folder: Path, artefact: Artefact) -> dict[str, Tensor]:
     """The tensors, held to their description alone. Raises ArtefactError."""
     leaves = {
-        name: replace(zeros(*entry.shape), dtype=getattr(torch, entry.dtype, torch.float32))
+        name: replace(zeros(*entry.shape), dtype=_DTYPES.get(entry.dtype, torch.float32))
         for name, entry in artefact.tensors.items()
     }
     return read_tensors(folder, artefact, leaves)
@@ -296,15 +304,15 @@ def read_tensors(folder: Path, artefact: Artefact, leaves: Mapping[str, Leaf]) -
     counts = {name: entry.entries for name, entry in artefact.tensors.items()}
     entries = {name: count for name, count in counts.items() if count is not None}
     try:
-        with safe_open(folder / _TENSORS, "pt") as file:
+        with tensors_of(folder / _TENSORS) as file:
             names = file.keys()
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            if shapes != packed_shapes(expected, entries):
+            if shapes != packed_shapes(expected, entries, artefact.size):
                 raise ArtefactError(
                     f"{folder / _TENSORS} does not hold the tensors that delta.json lists."
                 )
             tensors = {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ArtefactError(f"{folder / _TENSORS} cannot be read: {error}.") from None
     for name in entries:
         places = tensors.pop(places_of(name))
@@ -357,7 +365,3 @@ def _blake3(path: Path) -> str:
         return blake3().update_mmap(path).hexdigest()
     except OSError as error:
         raise ArtefactError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

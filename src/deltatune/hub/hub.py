@@ -247,9 +247,12 @@ class Hub:
         with self._explained("read"):
             try:
                 self._files.invalidate_cache(_above(path))
-                return int(self._files.info(path)["size"])
+                found = self._files.info(path)
             except FileNotFoundError:
                 return None
+        if found["type"] != "file":  # a pipe, which would never end
+            raise ArtefactError(f"{path} is no file, but a {found['type']}.")
+        return int(found["size"])
 
     def _age(self, path: str) -> float:
         """Seconds since a file was changed; 0 where its system does not tell."""

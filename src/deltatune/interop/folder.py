@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from deltatune.core.errors import ArtefactError
+from deltatune.core.untrusted import content_of, json_of, tensors_of
 
 __all__ = ["CONFIGURATION", "TENSORS", "Header", "read_configuration", "write_folder"]
 
@@ -35,12 +36,10 @@ def read_configuration(folder: Path) -> dict[str, Any]:
     """What `adapter_config.json` says. Raises ArtefactError if it is missing or malformed."""
     path = folder / CONFIGURATION
     try:
-        if path.stat().st_size > _LONGEST:
-            raise ArtefactError(f"{path} has more than {_LONGEST:,} bytes. It is none of PEFT's.")
-        content = json.loads(path.read_bytes().decode("utf-8"))
+        content = json_of(content_of(path, _LONGEST))
     except FileNotFoundError:
         raise ArtefactError(f"{folder} is no folder of PEFT: {CONFIGURATION} is missing.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ArtefactError(f"{path} cannot be read: {error}. Fetch it again.") from None
     if not isinstance(content, dict):
         raise ArtefactError(f"{path} holds no configuration, but a {type(content).__name__}.")
@@ -73,12 +72,12 @@ class Header:
                 )
             raise ArtefactError(f"{folder} is no folder of PEFT: {TENSORS} is missing.")
         try:
-            with safe_open(path, "pt") as file:
+            with tensors_of(path) as file:
                 names = file.keys()
                 slices = {name: file.get_slice(name) for name in names}
                 shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
                 kinds = {name: str(one.get_dtype()) for name, one in slices.items()}
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ArtefactError(f"{path} cannot be read: {error}. Fetch it again.") from None
         return cls(path, shapes, kinds)
 
@@ -118,11 +117,11 @@ class Header:
                 raise ArtefactError(f"{self.path}: {name} is of type {kind}, which it cannot be.")
         found: dict[str, Tensor] = {}
         try:
-            with safe_open(self.path, "pt") as file:
+            with tensors_of(self.path) as file:
                 for name in self.shapes:
                     value = file.get_tensor(name)
                     found[name] = value.long() if name in whole else value.float()
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ArtefactError(f"{self.path} cannot be read: {error}. Fetch it again.") from None
         for name, value in found.items():
             if value.is_floating_point() and not torch.isfinite(value).all():
