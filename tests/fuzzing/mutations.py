@@ -58,6 +58,8 @@ _TEXTS = (
 _LISTS = ([], [0], [-1], [2**40], [2**20, 2**20], [2**62, 4], [1] * 70, [None], [[1]], {}, {"": 0})
 _VALUES: tuple[Any, ...] = (None, True, False, *_NUMBERS, *_TEXTS, *_LISTS, *map(Raw, _RAW))
 _KINDS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL", "F8_E5M2", "C64")
+# A header that was spoilt before is none whose tensors could be found.
+_OTHER = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 _WRONG = tuple(struct.pack("<f", one) for one in (float("nan"), float("inf"), -1e38, 0.0))
 
 
@@ -252,7 +254,7 @@ def _tensors(content: bytes, draw: random.Random) -> bytes:
         case 6:
             return _renamed(header, draw) + bytes(data)
     text = header.encode("utf-8", "surrogatepass")
-    return struct.pack("<Q", len(text) if told is None else told) + text + bytes(data)
+    return struct.pack("<Q", len(text) if told is None else max(told, 0)) + text + bytes(data)
 
 
 def _retyped(header: str, draw: random.Random) -> str:
@@ -264,7 +266,7 @@ def _retyped(header: str, draw: random.Random) -> str:
         shape = entry["shape"]
         forms = ([*shape, 1], shape[::-1], [2 * one for one in shape], [2**40, *shape], [0], [])
         entry["shape"] = draw.choice(forms)
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+    except _OTHER:
         return header
     return json.dumps(held)
 
@@ -278,7 +280,7 @@ def _renamed(header: str, draw: random.Random) -> bytes:
         names = (name.swapcase(), f"../{name}", f"/{name}", f"{name}#places", draw.choice(held)[0])
         held[at] = (draw.choice((*names, "__metadata__")), held[at][1])
         header = _dumped(held)
-    except (ValueError, TypeError, IndexError, RecursionError):
+    except _OTHER:
         pass
     text = header.encode("utf-8", "surrogatepass")
     return struct.pack("<Q", len(text)) + text
