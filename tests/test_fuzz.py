@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
+import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,10 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.fuzzing import engine
+from tests.fuzzing.engine import crash_of, execute, limited, stored, tree_from
+from tests.fuzzing.mutations import Tree
+from tests.fuzzing.readers import READERS, Reader
 
 from deltatune.core.errors import DeltatuneError
 from deltatune.core.grammar import parse
@@ -148,3 +156,77 @@ def test_data_files(tmp_path: Path, ending: str, data: st.DataObject) -> None:
         task_from_files(path).load()
     except DeltatuneError as error:
         assert "mine" in str(error)
+
+
+# --- files and folders: `make fuzz` gives each reader a share of a million
+
+
+@pytest.fixture
+def bounded() -> Any:
+    with limited():
+        yield
+
+
+@pytest.mark.filterwarnings("ignore")  # methods and PEFT warn of what a file says
+@pytest.mark.parametrize("name", sorted(READERS))
+def test_readers_take_what_is_sound_and_refuse_the_rest(name: str, bounded: None) -> None:
+    reader = READERS[name]
+    for tree in reader.examples():
+        assert crash_of(reader, tree) is None
+    found = execute(reader, 0, 60, seed=1, kept=None)
+    assert found.crashes == {} and found.accepted < found.executions + (name == "hub")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent / "fuzzed").glob("*.json")), ids=lambda path: path.stem
+)
+def test_what_once_went_wrong_goes_right(path: Path, bounded: None) -> None:
+    held = json.loads(path.read_text())
+    try:
+        error = crash_of(READERS[held["reader"]], tree_from(held["tree"]))
+    except DeltatuneError as refused:
+        assert len(str(refused)) > 20
+    else:
+        assert error is None, held["was"]
+
+
+def example() -> list[Tree]:
+    return [{"a.json": b'{"a": 1}'}]
+
+
+def outside(folder: Path) -> None:
+    (folder.parent / "outside" / "new").write_text("")
+
+
+WRONG: dict[str, Callable[[Path], object]] = {
+    "KeyError": lambda folder: {}["none"],
+    "MemoryError|RuntimeError": lambda folder: bytearray(2**45),
+    "Forbidden .*": outside,
+    "Forbidden": lambda folder: socket.create_connection(("localhost", 9)),
+    "Forbidden|ModuleNotFoundError": lambda folder: __import__("canary"),
+    "Forbidden ": lambda folder: time.sleep(5),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_reader_that_is_wrong_is_found_and_kept(
+    kind: str, tmp_path: Path, bounded: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "SECONDS", 0.5)
+    reader = Reader("wrong", example, 1.0, read=WRONG[kind])
+    found = execute(reader, 0, 2, seed=0, kept=tmp_path)
+    (said,) = found.crashes
+    assert found.crashes[said] == 2 and any(one in said for one in kind.rstrip(" .*").split("|"))
+    (path,) = tmp_path.iterdir()
+    held = json.loads(path.read_text())
+    tree = tree_from(held["tree"])
+    assert stored(tree) == held["tree"] and held["reader"] == "wrong"
+
+
+def test_a_seed_says_what_is_given() -> None:
+    for reader in READERS.values():
+        examples = reader.examples()
+        for number in range(20):
+            made = [reader.spoil(examples[0], random.Random(number)) for _ in range(2)]
+            assert made[0] == made[1]

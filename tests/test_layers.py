@@ -49,7 +49,10 @@ TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         frozenset({"core", "study.report", "study.section"}),
         frozenset({"cryptography", "filelock", "fsspec", "huggingface_hub", "pydantic"}),
     ),
-    "interop": (frozenset({"core"}), frozenset({"torch", "safetensors"})),
+    "interop": (
+        frozenset({"core"}),
+        frozenset({"torch", "safetensors", "transformers", "huggingface_hub"}),
+    ),
     "evaluation": (frozenset({"core", "tasks", "backbones"}), ANY),
     "study": (
         frozenset({"composition", "core", "tasks", "training", "evaluation"}),

@@ -153,15 +153,17 @@ def load(
         from deltatune.hub import check_signed
 
         check_signed(folder, trusted)
-    if tokenizer is not None:
-        artefact.check_vocabulary(folder, tokenizer)
     with saying_if_idle(f"The delta in {folder}", model, inputs):
         if not artefact.files_of(Path(folder))[0].exists():
             found = read_foreign(folder, model, allow_pickle=allow_pickle)
             if found is not None:
                 return found
         return artefact.load(
-            model, folder, across_formats=across_formats, other_weights=other_weights
+            model,
+            folder,
+            across_formats=across_formats,
+            other_weights=other_weights,
+            tokenizer=tokenizer,
         )
 
 
@@ -370,8 +372,7 @@ def evaluate(
     ground.check_options(chosen)
     goals = goals_of(task, protocol, data, chosen)
     loaded = ground.backbone_for(backbone, goals.tasks, None, chosen, facts.get("head_width"))
-    artefact.check_vocabulary(folder, loaded.tokenizer)
-    with attached(artefact.load(loaded.model, folder)):
+    with attached(artefact.load(loaded.model, folder, tokenizer=loaded.tokenizer)):
         found = goals.evaluate(loaded, cast(SplitName, split), chosen, lambda _: nullcontext())
     return {
         "task": goals.name,

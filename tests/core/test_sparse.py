@@ -37,7 +37,7 @@ def test_what_is_packed_comes_back(places: list[int], seed: int) -> None:
     packed, entries = pack({"w": value})
     assert entries == {"w": max(len(places) - 1, 0)}
     shapes = {name: tuple(held.shape) for name, held in packed.items()}
-    assert packed_shapes({"w": (50, 100)}, entries) == shapes
+    assert packed_shapes({"w": (50, 100)}, entries, 0) == shapes
     back = unpack("w", (50, 100), packed["w"], packed[places_of("w")])
     assert torch.equal(back, value)
 
@@ -116,4 +116,4 @@ def test_places_that_cannot_be_are_refused(tmp_path: Path, wrong: str) -> None:
 
 def test_more_entries_than_there_are_is_refused() -> None:
     with pytest.raises(ArtefactError, match="cannot have 7 entries"):
-        packed_shapes({"w": (2, 3)}, {"w": 7})
+        packed_shapes({"w": (2, 3)}, {"w": 7}, 0)

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from blake3 import blake3
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors import numpy as numpy_files
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -44,13 +44,13 @@ from deltatune.core.leaf import Leaf, zeros
 from deltatune.core.model_card import model_card
 from deltatune.core.site import originals
 from deltatune.core.sparse import pack, packed_shapes, places_of, unpack
+from deltatune.core.untrusted import content_of, size_of, tensors_of
 
 __all__ = [
     "CARD",
     "FILES",
     "OnMismatch",
     "backbone_of",
-    "check_vocabulary",
     "files_of",
     "load",
     "read",
@@ -62,8 +62,16 @@ __all__ = [
 ]
 
 OnMismatch: TypeAlias = Literal["refuse", "warn"]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 FILES = _JSON, _TENSORS = "delta.json", "delta.safetensors"
 CARD = "card.md"
+# By name: what a file says is looked up among them, and never among all that torch has.
+_DTYPES = {_name(one): one for one in vars(torch).values() if isinstance(one, torch.dtype)}
 
 
 def backbone_of(delta: Delta) -> Fingerprint:
@@ -201,14 +209,13 @@ def read(folder: str | Path) -> Artefact:
     """
     path = Path(folder)
     try:
-        content = (path / _JSON).read_bytes()
-        size = (path / _TENSORS).stat().st_size
+        content, size = content_of(path / _JSON), size_of(path / _TENSORS)
     except FileNotFoundError as error:
         raise ArtefactError(
             f"{path} is no delta: {Path(error.filename).name} is missing."
         ) from None
-    except OSError as error:
-        raise ArtefactError(f"{path / _JSON} cannot be read: {error}. Fetch it again.") from None
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{path} cannot be read: {error}. Fetch it again.") from None
     artefact = describe(content, path / _JSON)
     if size != artefact.size:
         raise ArtefactError(
@@ -224,7 +231,7 @@ def read(folder: str | Path) -> Artefact:
 
 def load(
     model: nn.Module, folder: str | Path, *, seed: int = 0, across_formats: bool = False,
-    other_weights: OnMismatch = "refuse",
+    other_weights: OnMismatch = "refuse", tokenizer: Any = None,
 ) -> Delta:  # fmt: skip
     """Attaches the delta in `folder` to a model.
 
@@ -237,12 +244,21 @@ def load(
             round. Whether the weights are the same is not verified then.
         other_weights: what to do where the architecture is the same and the weights are not, as
             those of a backbone that was trained further: "warn" loads it and says so.
+        tokenizer: its tokens must have the numbers that they had in training, where the facts of
+            the delta name its vocabulary.
 
     Raises:
-        BackboneMismatchError: it was made for another backbone.
+        BackboneMismatchError: it was made for another backbone, or another tokenizer.
         ArtefactError: its files are damaged, or do not hold what its method needs.
     """
     artefact = read(folder)
+    known = artefact.facts.get("vocabulary")
+    if tokenizer is not None and isinstance(known, str) and known != vocabulary(tokenizer):
+        raise BackboneMismatchError(
+            f"The delta in {folder} was trained with another tokenizer: tokens of this one have "
+            "other numbers, so that the backbone would read other words. Load the tokenizer of its "
+            "backbone."
+        )
     host, excluded = host_of(model) or Host(model), artefact.backbone.excluded
     try:
         found = host.fingerprint(excluded, originals(model), like=artefact.backbone)
@@ -288,23 +304,6 @@ def refuse(
     raise BackboneMismatchError(f"{said} Load that backbone, or train the delta anew on this one.")
 
 
-def check_vocabulary(folder: str | Path, tokenizer: Any) -> None:
-    """Raises BackboneMismatchError if a delta was trained with tokens of other numbers; nothing is
-    known where its facts do not name them, and in a folder of another library.
-    """
-    path = Path(folder) / _JSON
-    if not path.exists():
-        return
-    made_for = describe(path.read_bytes(), path).facts.get("vocabulary")
-    found = vocabulary(tokenizer)
-    if isinstance(made_for, str) and made_for != found:
-        raise BackboneMismatchError(
-            f"The delta in {folder} was trained with another tokenizer: tokens of this one have "
-            "other numbers, so that the backbone would read other words. Load the tokenizer of its "
-            "backbone."
-        )
-
-
 def files_of(folder: Path) -> tuple[Path, Path]:
     """The description and the tensors of an artefact."""
     return folder / _JSON, folder / _TENSORS
@@ -313,7 +312,7 @@ def files_of(folder: Path) -> tuple[Path, Path]:
 def read_listed(folder: Path, artefact: Artefact) -> dict[str, Tensor]:
     """The tensors, held to their description alone. Raises ArtefactError."""
     leaves = {
-        name: replace(zeros(*entry.shape), dtype=getattr(torch, entry.dtype, torch.float32))
+        name: replace(zeros(*entry.shape), dtype=_DTYPES.get(entry.dtype, torch.float32))
         for name, entry in artefact.tensors.items()
     }
     return read_tensors(folder, artefact, leaves)
@@ -333,15 +332,15 @@ def read_tensors(folder: Path, artefact: Artefact, leaves: Mapping[str, Leaf]) -
     counts = {name: entry.entries for name, entry in artefact.tensors.items()}
     entries = {name: count for name, count in counts.items() if count is not None}
     try:
-        with safe_open(folder / _TENSORS, "pt") as file:
+        with tensors_of(folder / _TENSORS) as file:
             names = file.keys()
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            if shapes != packed_shapes(expected, entries):
+            if shapes != packed_shapes(expected, entries, artefact.size):
                 raise ArtefactError(
                     f"{folder / _TENSORS} does not hold the tensors that delta.json lists."
                 )
             tensors = {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ArtefactError(f"{folder / _TENSORS} cannot be read: {error}.") from None
     for name in entries:
         places = tensors.pop(places_of(name))
@@ -394,7 +393,3 @@ def _blake3(path: Path) -> str:
         return blake3().update_mmap(path).hexdigest()
     except OSError as error:
         raise ArtefactError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -6,17 +6,20 @@ Its digest covers all of the text but itself, and the text holds the digest of t
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from deltatune.core.errors import ArtefactError
 from deltatune.core.fingerprint import Fingerprint
+from deltatune.core.untrusted import json_of
 
 __all__ = ["Artefact", "TensorEntry", "describe", "sealed"]
+
+
+Count = Annotated[int, Field(ge=0)]
 
 
 class TensorEntry(BaseModel):
@@ -29,9 +32,9 @@ class TensorEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     dtype: str
-    entries: int | None = None
+    entries: Count | None = None
 
 
 class Artefact(BaseModel):
@@ -55,7 +58,7 @@ class Artefact(BaseModel):
     method: str
     backbone: Fingerprint
     tensors: dict[str, TensorEntry]
-    size: int
+    size: Count
     blake3: str
     facts: dict[str, Any] = {}
 
@@ -70,9 +73,8 @@ def describe(content: bytes, place: str | Path) -> Artefact:
     Raises ArtefactError if it is malformed, of another version, or was changed.
     """
     try:
-        text = content.decode("utf-8")
-        held = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        held, text = json_of(content), content.decode("utf-8")
+    except ValueError as error:
         raise ArtefactError(f"{place} cannot be read: {error}. Fetch it again.") from None
     if isinstance(held, dict) and held.get("version", 1) != 1:
         raise ArtefactError(

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deltatune.core.errors import StateError, UnsupportedError
 from deltatune.core.method import MERGED
@@ -20,24 +20,74 @@ from deltatune.core.storage import storage_of
 from deltatune.core.whole import is_apart
 
 if TYPE_CHECKING:
+    from deltatune.core.chain import Chain
     from deltatune.core.delta import Delta
     from deltatune.core.link import Link
 
-__all__ = ["Kept", "merge", "unmerge"]
+__all__ = ["Folds", "Kept", "merge", "unmerge"]
 
 Kept: TypeAlias = dict[tuple[str, str], Tensor]
+
+
+class Folds:
+    """What merging one slot would write, computed module by module; nothing is written.
+
+    Args:
+        delta: that is to be merged.
+        slot: which of its slots.
+
+    Attributes:
+        modules: those that it changes, by path.
+
+    Raises UnsupportedError or StateError where it cannot be merged, see `Delta.merge`.
+    """
+
+    def __init__(self, delta: Delta, slot: int) -> None:
+        _check(delta)
+        self._delta, self._slot = delta, slot
+        self._chains: dict[nn.Module, tuple[Chain, list[Link]]] = {}
+        for chain in delta.host.chains:
+            links = [link for link in chain.links if link.delta is delta]
+            if links:
+                self._chains[chain.module] = chain, links
+        self.modules = {links[0].site.path: m for m, (_, links) in self._chains.items()}
+
+    @torch.no_grad()
+    def of(self, module: nn.Module) -> dict[str, Tensor]:
+        """The parameters of a module that change, by name, each in its own dtype; none of a module
+        that the delta leaves as it is.
+
+        Raises UnsupportedError where a parameter is not there.
+        """
+        if module not in self._chains:
+            return {}
+        chain, links = self._chains[module]
+        with self._delta.route([self._slot]):
+            values = chain.parameters(links, (self._slot,) * len(links))
+        found: dict[str, Tensor] = {}
+        for name in set[str]().union(*(link.touched for link in links)) & set(values):
+            parameter = module._parameters.get(name)
+            if parameter is None:
+                raise UnsupportedError(
+                    f"{links[0].site.path} has no {name}: {self._delta.name} created one, and "
+                    "merging it would change the backbone's architecture. Keep the delta attached."
+                )
+            found[name] = values[name].to(parameter.dtype)
+        return found
 
 
 @torch.no_grad()
 def merge(delta: Delta, slot: int) -> None:
     """See `Delta.merge`."""
-    _check(delta)
-    for (path, name), value in _folded(delta, slot).items():
-        module = delta.model.get_submodule(path)
-        parameter = module.get_parameter(name)
-        delta.kept_weights[path, name] = parameter.detach().clone()
-        keep(module, name, delta.kept_weights[path, name])
-        parameter.data.copy_(value)
+    folds = Folds(delta, slot)
+    # All of them before the first is written: what cannot be merged leaves the model as it was.
+    folded = [(path, module, folds.of(module)) for path, module in folds.modules.items()]
+    for path, module, values in folded:
+        for name, value in values.items():
+            parameter = module.get_parameter(name)
+            delta.kept_weights[path, name] = parameter.detach().clone()
+            keep(module, name, delta.kept_weights[path, name])
+            parameter.data.copy_(value)
     delta.host.merged.append(delta)
     delta.merged_slot = slot
 
@@ -57,26 +107,6 @@ def unmerge(delta: Delta) -> None:
     delta.kept_weights.clear()
     merged.pop()
     delta.merged_slot = None
-
-
-def _folded(delta: Delta, slot: int) -> Kept:
-    """What merging would write. Raises UnsupportedError where a parameter is not there."""
-    written: Kept = {}
-    for chain in delta.host.chains:
-        links = [link for link in chain.links if link.delta is delta]
-        if not links:
-            continue
-        path = links[0].site.path
-        with delta.route([slot]):
-            values = chain.parameters(links, (slot,) * len(links))
-        for name in set[str]().union(*(link.touched for link in links)) & set(values):
-            if chain.module._parameters.get(name) is None:
-                raise UnsupportedError(
-                    f"{path} has no {name}: {delta.name} created one, and merging it would "
-                    "change the backbone's architecture. Keep the delta attached."
-                )
-            written[path, name] = values[name]
-    return written
 
 
 def _check(delta: Delta) -> None:

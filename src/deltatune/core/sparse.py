@@ -19,7 +19,9 @@ __all__ = ["pack", "packed_shapes", "places_of", "unpack"]
 
 # Below this a tensor is not worth a second one. A value costs twice as much with its place; at a
 # quarter the file is half as large.
-_SMALLEST, _SHARE = 4096, 0.25
+_SMALLEST, _SHARE, _LARGEST = 4096, 0.25, 2**31
+# What zeros may unfold to, in bytes: so much of any file, and so often what a larger one holds.
+_ROOM, _TIMES = 1 << 30, 256
 
 
 def places_of(name: str) -> str:
@@ -30,13 +32,13 @@ def places_of(name: str) -> str:
 def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
     """What goes into the file, and of each tensor that is packed how many entries are there.
 
-    Only fp32 tensors of fewer than 2³¹ entries are packed. Places are ascending int32.
+    Only fp32 tensors of 4,096 to 2³¹ entries are packed. Places are ascending int32.
     """
     packed: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     for name, value in tensors.items():
         packed[name] = value
-        if value.dtype != torch.float32 or not _SMALLEST <= value.numel() < 2**31:
+        if value.dtype != torch.float32 or not _SMALLEST <= value.numel() < _LARGEST:
             continue
         flat = value.flatten()
         numbers, most = flat.numpy(), _SHARE * len(flat)
@@ -50,17 +52,30 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, in
 
 
 def packed_shapes(
-    shapes: Mapping[str, tuple[int, ...]], counts: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]], counts: Mapping[str, int], size: int
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors in a file, from those of what it means.
 
-    Raises ArtefactError for more entries than the tensor has.
+    Args:
+        shapes: of the whole tensors.
+        counts: of those that are packed, how many entries are there.
+        size: of the file, in bytes.
+
+    Raises ArtefactError for more entries than the tensor has, for a tensor that is not packed, and
+    for more memory than a file of this size may ask for.
     """
-    found = dict(shapes)
+    found, room = dict(shapes), _ROOM + _TIMES * size
     for name, count in counts.items():
-        if not 0 <= count <= math.prod(shapes[name]):
+        whole = math.prod(shapes[name])
+        if not 0 <= count <= whole or not _SMALLEST <= whole < _LARGEST:
             raise ArtefactError(f"{name} cannot have {count} entries in {shapes[name]}.")
         found[name] = found[places_of(name)] = (count,)
+        room -= 4 * whole
+    if room < 0:
+        raise ArtefactError(
+            f"A file of {size:,} bytes unfolds to {-room:,} bytes more than it may: it says that "
+            "tensors are zero which are far larger than all it holds."
+        )
     return found
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deltatune.core.description import Artefact, describe
 from deltatune.core.errors import ArtefactError, DeltatuneError
 from deltatune.core.grammar import parse
+from deltatune.core.untrusted import json_of
 from deltatune.hub.reference import DIGEST
 
 __all__ = ["Entry", "described", "entry_of", "read_entry"]
@@ -67,10 +68,12 @@ def entry_of(artefact: Artefact) -> Entry:
 def read_entry(content: bytes, place: str) -> Entry:
     """Reads an entry from JSON. Raises ArtefactError."""
     try:
-        return Entry.model_validate_json(content)
+        return Entry.model_validate(json_of(content))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ArtefactError(f"The entry of {place} is broken: {first['msg']}.") from None
+        said = error.errors()[0]["msg"]
+    except ValueError as error:
+        said = str(error)
+    raise ArtefactError(f"The entry of {place} is broken: {said}.")
 
 
 def described(digest: str, content: bytes, place: str) -> Entry:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 
@@ -85,6 +86,8 @@ class FileShelf:
         with self._explained("read"):
             self.files.invalidate_cache(place)
             found = self.files.ls(place, detail=True) if said is not None else []
+        for one in found:
+            _check_file(one)
         sizes = {one["name"].rpartition("/")[2]: int(one["size"]) for one in found}
         if not sizes.keys() >= set(FILES):
             raise ArtefactError(
@@ -148,9 +151,11 @@ class FileShelf:
         with self._explained("read"):
             try:
                 self.files.invalidate_cache(_above(path))
-                return int(self.files.info(path)["size"])
+                found = self.files.info(path)
             except FileNotFoundError:
                 return None
+        _check_file(found)
+        return int(found["size"])
 
     def _age(self, path: str) -> float:
         """Seconds since a file was changed; 0 where its system does not tell."""
@@ -175,6 +180,12 @@ class FileShelf:
             yield
         except (OSError, NotImplementedError) as error:  # some systems can only be read
             raise ArtefactError(f"The hub {self.url} cannot be {what}: {error}.") from error
+
+
+def _check_file(found: Mapping[str, Any]) -> None:
+    """Raises ArtefactError for a pipe, which would never end, and anything else that is no file."""
+    if found["type"] != "file":
+        raise ArtefactError(f"{found['name']} is no file, but a {found['type']}.")
 
 
 def _above(path: str) -> str:

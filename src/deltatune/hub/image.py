@@ -25,7 +25,8 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deltatune.core.artefact import FILES
-from deltatune.core.errors import ArtefactError, ConfigurationError
+from deltatune.core.errors import ArtefactError, ConfigurationError, DeltatuneError
+from deltatune.core.untrusted import content_of, json_of, size_of
 from deltatune.hub.entry import Entry, read_entry
 from deltatune.hub.reference import Reference
 from deltatune.hub.shelf import check_size, files_of, is_part, refuse_beside
@@ -39,7 +40,6 @@ _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _INDEX = "application/vnd.oci.image.index.v1+json"
 _TYPES = {".json": "application/json", ".md": "text/markdown"}
 _LARGEST = 4 << 20  # bytes of a manifest; registries take no larger ones
-_LARGEST_INDEX = 64 << 20
 _WAIT = 600.0  # seconds for the lock, which is held for as long as it takes to copy a delta
 
 T = TypeVar("T", bound=BaseModel)
@@ -170,9 +170,7 @@ class ImageShelf:
         with self._explained("read"):
             if not path.exists():
                 return _Index()
-            if path.stat().st_size > _LARGEST_INDEX:
-                raise ArtefactError(f"{path} has more bytes than an index can have.")
-            return _parsed(path.read_bytes(), _Index, str(path))
+            return _parsed(content_of(path), _Index, str(path))
 
     @contextmanager
     def _changing(self) -> Iterator[_Index]:
@@ -230,10 +228,10 @@ class ImageShelf:
         """A small blob, held to its digest. Raises ArtefactError."""
         path = self._blob(one)
         with self._explained("read"):
-            size = path.stat().st_size
-            if size != one.size or size > _LARGEST:
+            size = size_of(path)
+            if size != one.size:
                 raise ArtefactError(f"{path} has {size:,} bytes, not {one.size:,}. Push it again.")
-            content = path.read_bytes()
+            content = content_of(path, _LARGEST)
         if f"sha256:{hashlib.sha256(content).hexdigest()}" != one.digest:
             raise ArtefactError(f"{path} does not have the digest that it is named by.")
         return content
@@ -242,17 +240,18 @@ class ImageShelf:
         """Copies a blob of the size that its layer names; what reads the delta verifies it."""
         path = self._blob(one)
         with self._explained("read"):
-            if path.stat().st_size != one.size:
-                raise ArtefactError(
-                    f"{path} has {path.stat().st_size:,} bytes, not {one.size:,}. Push it again."
-                )
+            size = size_of(path)
+            if size != one.size:
+                raise ArtefactError(f"{path} has {size:,} bytes, not {one.size:,}. Push it again.")
             shutil.copyfile(path, to)
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
-        except OSError as error:  # a lock that cannot be had is one, too
+        except (OSError, ValueError) as error:  # a lock that cannot be had is one, too
+            if isinstance(error, DeltatuneError):
+                raise
             raise ArtefactError(f"The hub {self.folder} cannot be {what}: {error}.") from error
 
 
@@ -282,8 +281,10 @@ def _json(content: BaseModel) -> bytes:
 
 def _parsed(content: bytes, kind: type[T], place: str) -> T:
     try:
-        return kind.model_validate_json(content)
+        return kind.model_validate(json_of(content))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ArtefactError(f"{place}: {where}: {first['msg']}.") from None
+    except ValueError as error:
+        raise ArtefactError(f"{place} cannot be read: {error}.") from None

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from deltatune.core.artefact import CARD, FILES
 from deltatune.core.errors import ArtefactError, UnsupportedError
+from deltatune.core.untrusted import LARGEST_JSON
 from deltatune.hub.entry import Entry
 from deltatune.hub.reference import Reference
 from deltatune.hub.signing import is_signature
@@ -20,7 +21,7 @@ __all__ = ["LARGEST", "Shelf", "check_size", "files_of", "is_part", "refuse_besi
 
 # Bytes; the description of a delta of a million tensors, a page, a signature. What has no bound
 # here is held to the size that the description names.
-LARGEST = {FILES[0]: 64 << 20, CARD: 1 << 20}
+LARGEST = {FILES[0]: LARGEST_JSON, CARD: 1 << 20}
 _SIGNATURE = 256
 
 

@@ -16,12 +16,14 @@ from typing import Any
 
 from deltatune.core.artefact import FILES
 from deltatune.core.errors import ArtefactError, ConfigurationError, StateError, UnsupportedError
+from deltatune.core.untrusted import content_of
 
 __all__ = ["check_signed", "is_signature", "make_key", "sign", "signers"]
 
 _NAME = re.compile(r"([0-9a-f]{64})\.ed25519")
 _KEY = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE = re.compile(rb"[0-9a-f]{128}\n")
+_LONGEST = 256  # bytes of a signature
 # No signature made for another purpose is one of a delta.
 _PURPOSE = b"deltatune delta 1\n"
 
@@ -104,8 +106,7 @@ def _verify(path: Path) -> None:
     """Raises ArtefactError if a signature is none of the delta beside it."""
     public = _library("asymmetric.ed25519").Ed25519PublicKey
     try:
-        with path.open("rb") as file:
-            content = file.read(256)
+        content = content_of(path, _LONGEST)
         if _SIGNATURE.fullmatch(content) is None:
             raise ValueError("it has another form")
         key = public.from_public_bytes(bytes.fromhex(path.stem))
@@ -120,9 +121,9 @@ def _verify(path: Path) -> None:
 def _signed(folder: Path) -> bytes:
     """What is signed."""
     try:
-        return _PURPOSE + (folder / FILES[0]).read_bytes()
-    except OSError as error:
-        raise ArtefactError(f"{folder} is no delta: {error.strerror}.") from None
+        return _PURPOSE + content_of(folder / FILES[0])
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{folder} is no delta: {error}.") from None
 
 
 def _private(path: Path) -> Any:

@@ -7,20 +7,23 @@ says how far they are apart.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from deltatune.core.delta import Delta, deltas_of
 from deltatune.core.errors import ArtefactError, StateError, UnsupportedError
 from deltatune.core.in_place import InPlaceBank
+from deltatune.core.merging import Folds
+from deltatune.core.quantised import format_of
+from deltatune.core.whole import whole_parameter
+from deltatune.interop.shards import Shards
 
 __all__ = ["Parity", "write"]
 
@@ -60,8 +63,9 @@ def write(
 ) -> Parity:
     """Writes the model with one slot of a delta in its weights, and compares it with the live one.
 
-    Nothing is at `folder` before all of it is. The model is left as it was. Beside the model in
-    memory there is a second one while they are compared.
+    Nothing is at `folder` before all of it is, and the model is left as it was. Beside the model
+    in memory there is one file's content and one module's weights at a time: what was written is
+    computed by transformers from the disk, on the processor.
 
     Args:
         delta: attached to a model of transformers, and alone on it.
@@ -73,11 +77,38 @@ def write(
 
     Raises:
         UnsupportedError: a part acts on activations and cannot be written into weights
-            (`deltatune.composition` cuts a LoRA out of what can), or the model is none of
-            transformers.
+            (`deltatune.composition` cuts a LoRA out of what can), the model is none of
+            transformers, or its weights are not plain numbers in one process.
         StateError: another delta is attached, or this one is detached or merged.
-        ArtefactError: the folder exists, or cannot be written.
+        ArtefactError: the folder exists or cannot be written, or transformers does not find in it
+            every weight that the model has, and no other.
     """
+    model: Any = delta.model
+    _check(delta)
+    target = Path(folder)
+    if target.exists():
+        raise ArtefactError(f"{target} exists. Choose another folder.")
+    values, shards = _Values(delta, slot), Shards(model, shard)
+    size = next(iter(inputs.values())).shape[0]
+    with delta.route([slot] * size):
+        before = _outputs(model, inputs)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as part:
+            whole, scratch = Path(part) / "whole", Path(part) / "scratch"
+            model.save_pretrained(whole, state_dict={})  # all but the weights
+            shards.write(whole, values)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(whole)
+            found = _compared(before, _computed(model, whole, scratch, inputs))
+            whole.rename(target)
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"Cannot write the checkpoint to {target}: {error}.") from error
+    return found
+
+
+def _check(delta: Delta) -> None:
+    """Raises UnsupportedError or StateError where a delta cannot be written."""
     model: Any = delta.model
     if getattr(model, "config_class", None) is None:
         raise UnsupportedError(
@@ -89,42 +120,65 @@ def write(
             f"{delta.name} must be attached, not merged, and alone on its model: what else acts "
             "there would be missing from the checkpoint, or be in it twice."
         )
-    target = Path(folder)
-    if target.exists():
-        raise ArtefactError(f"{target} exists. Choose another folder.")
-    size = next(iter(inputs.values())).shape[0]
-    with delta.route([slot] * size):
-        before = _outputs(model, inputs)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        with _written(delta, slot):
-            model.save_pretrained(part, max_shard_size=shard)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(part)
-        again = type(model).from_pretrained(part, dtype=model.dtype, local_files_only=True)
-        again.to(model.device)
-        found = _compared(before, _outputs(again, inputs))
-        part.chmod(0o755)
-        part.rename(target)
-    except OSError as error:
-        raise ArtefactError(f"Cannot write the checkpoint to {target}: {error}.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return found
+    kept = format_of(model) or getattr(model, "hf_quantizer", None)
+    if kept is not None:
+        raise UnsupportedError(
+            f"The weights of this {type(model).__name__} are quantised; a checkpoint is written in "
+            "plain numbers. Load the delta on the backbone in plain numbers "
+            "(`across_formats=True`), and write that."
+        )
 
 
-@contextmanager
-def _written(delta: Delta, slot: int) -> Iterator[None]:
-    """Within it the weights are those with the delta; what trains in place has changed them."""
-    if isinstance(delta.bank, InPlaceBank):
-        yield
-        return
-    delta.merge(slot)
+class _Values:
+    """The tensors of a model's state dict with one slot of a delta in them, one module at a time.
+
+    What trains in place has changed the model's own.
+    """
+
+    def __init__(self, delta: Delta, slot: int) -> None:
+        delta.check_slot(slot)
+        self._model = delta.model
+        self._folds = None if isinstance(delta.bank, InPlaceBank) else Folds(delta, slot)
+        self._last: tuple[nn.Module, Mapping[str, Tensor]] = (delta.model, {})
+
+    def __call__(self, name: str) -> Tensor:
+        """The tensor of this name."""
+        path, _, own = name.rpartition(".")
+        module = self._model.get_submodule(path)
+        if self._folds is not None and module is not self._last[0]:
+            self._last = module, self._folds.of(module)
+        value = self._last[1].get(own) if module is self._last[0] else None
+        value = whole_parameter(module, own) if value is None else value
+        assert value is not None
+        return value.detach()
+
+
+def _computed(model: Any, folder: Path, scratch: Path, inputs: Mapping[str, Tensor]) -> Tensor:
+    """What transformers computes from a folder, each module's weights read when it is called.
+
+    A model that reads a weight elsewhere than in its module (DeBERTa-v2 does) is loaded as a whole.
+
+    Raises ArtefactError if a weight is missing or belongs to nothing.
+    """
+    given = {name: value.to("cpu") for name, value in inputs.items()}
+    places = {"device_map": {"": "disk"}, "offload_folder": scratch}
     try:
-        yield
-    finally:
-        delta.unmerge()
+        return _outputs(_loaded(model, folder, **places), given)
+    except NotImplementedError:  # the weight has no values there
+        return _outputs(_loaded(model, folder), given)
+
+
+def _loaded(model: Any, folder: Path, **places: Any) -> Any:
+    again, told = type(model).from_pretrained(
+        folder, dtype=model.dtype, local_files_only=True, output_loading_info=True, **places
+    )
+    wrong = {key: sorted(map(str, names)) for key, names in told.items() if names}
+    if wrong:
+        raise ArtefactError(
+            f"transformers does not load the checkpoint as {type(model).__name__}: {wrong}. "
+            "Nothing was written."
+        )
+    return again
 
 
 def _outputs(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -137,7 +191,7 @@ def _outputs(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     finally:
         model.train(was_training)
     found: Tensor = made.logits if hasattr(made, "logits") else made.last_hidden_state
-    return found.float()
+    return found.float().to("cpu")
 
 
 def _compared(before: Tensor, after: Tensor) -> Parity:

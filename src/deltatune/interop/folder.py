@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from deltatune.core.errors import ArtefactError, DeltatuneError
+from deltatune.core.untrusted import content_of, json_of, tensors_of
 
 __all__ = ["CONFIGURATION", "TENSORS", "Header", "read_configuration", "told", "write_folder"]
 
@@ -54,14 +55,10 @@ def read_configuration(
     """
     path = folder / name
     try:
-        if path.stat().st_size > _LONGEST:
-            raise ArtefactError(
-                f"{path} has more than {_LONGEST:,} bytes. It is none of {library}'s."
-            )
-        content = json.loads(path.read_bytes().decode("utf-8"))
+        content = json_of(content_of(path, _LONGEST))
     except FileNotFoundError:
         raise ArtefactError(f"{folder} is no folder of {library}: {name} is missing.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ArtefactError(f"{path} cannot be read: {error}. Fetch it again.") from None
     if not isinstance(content, dict):
         raise ArtefactError(f"{path} holds no configuration, but a {type(content).__name__}.")
@@ -86,12 +83,12 @@ class Header:
     def of(cls, path: Path) -> Header:
         """Reads the header of a file of safetensors. Raises ArtefactError."""
         try:
-            with safe_open(path, "pt") as file:
+            with tensors_of(path) as file:
                 names = file.keys()
                 slices = {name: file.get_slice(name) for name in names}
                 shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
                 kinds = {name: str(one.get_dtype()) for name, one in slices.items()}
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ArtefactError(f"{path} cannot be read: {error}. Fetch it again.") from None
         return cls(path, shapes, kinds)
 
@@ -143,9 +140,9 @@ class Header:
     def values(self) -> dict[str, Tensor]:
         """All tensors, as the file has them. Raises ArtefactError."""
         try:
-            with safe_open(self.path, "pt") as file:
+            with tensors_of(self.path) as file:
                 return {name: file.get_tensor(name) for name in self.shapes}
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ArtefactError(f"{self.path} cannot be read: {error}. Fetch it again.") from None
 
 

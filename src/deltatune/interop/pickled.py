@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from deltatune.core.errors import ArtefactError
+from deltatune.core.untrusted import size_of
 from deltatune.interop.folder import Header
 
 __all__ = ["PickledHeader", "header_of"]
@@ -87,9 +88,9 @@ class PickledHeader(Header):
 def _check_sizes(path: Path) -> None:
     """Raises ArtefactError unless the file is torch's zip, and holds no more than it has bytes."""
     try:
+        size = size_of(path)
         with zipfile.ZipFile(path) as file:
             entries = file.infolist()
-        size = path.stat().st_size
     except (OSError, zipfile.BadZipFile, ValueError) as error:
         raise ArtefactError(
             f"{path} cannot be read: {error}. Pickles from before torch 1.6 are not: load it with "

@@ -7,15 +7,15 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-import pydantic
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from deltatune.core.bank import Bank
 from deltatune.core.delta import Delta
 from deltatune.core.errors import ArtefactError
+from deltatune.core.untrusted import json_of, tensors_of
 from deltatune.laplace.curvature import Block, matrix_shape
 from deltatune.laplace.posterior import Posterior
 from deltatune.laplace.rows import Read, logits_of
@@ -91,10 +91,11 @@ def load(
     """
     delta.check_slot(slot)
     try:
-        with safe_open(path, "pt") as file:
-            header = Header.model_validate_json((file.metadata() or {}).get(_KEY, ""))
+        with tensors_of(Path(path)) as file:
+            held = (file.metadata() or {}).get(_KEY, "")
+            header = Header.model_validate(json_of(held.encode()))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, pydantic.ValidationError) as error:
+    except (OSError, ValueError, SafetensorError) as error:  # those of pydantic, too
         first = str(error).splitlines()[0]
         raise ArtefactError(f"{path} is no posterior: {first}. Fit it again.") from None
     if header.leaves != delta.bank.digest(slot):
@@ -116,6 +117,9 @@ def load(
 def _block(
     path: str | Path, name: str, shape: tuple[int, int], parts: dict[str, Tensor | None]
 ) -> Block:
+    held = [part for part in parts.values() if part is not None]
+    if not all(part.is_floating_point() and bool(part.isfinite().all()) for part in held):
+        raise ArtefactError(f"{path}: {name} holds what is no finite number. Fit it again.")
     values, left, right = parts["values"], parts["left"], parts["right"]
     widths = [side.shape for side in (left, right) if side is not None and side.dim() == 2]
     entries = shape[0] * shape[1]

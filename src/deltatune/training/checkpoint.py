@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from deltatune.core.errors import ArtefactError, TrainingError
+from deltatune.core.untrusted import json_of, tensors_of
 
 __all__ = ["Checkpoint", "Store"]
 
 _NAME = "checkpoint.safetensors"
 _VERSION = 1
+_KEYS = {"version", "identity", "record"}
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,10 @@ class Store:
         if not self.path.exists():
             return None
         try:
-            with safe_open(self.path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})["deltatune"])
+            with tensors_of(self.path) as file:
+                header = json_of((file.metadata() or {})["deltatune"].encode())
+                if not isinstance(header, dict) or not set(header) >= _KEYS:
+                    raise ValueError("its header is that of something else")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ArtefactError(
@@ -107,6 +111,8 @@ class Store:
                 f"{self.path} has version {header['version']}; this is version {_VERSION}. "
                 "Go on with the version that wrote it, or use another folder."
             )
+        if not isinstance(header["identity"], dict) or not isinstance(header["record"], dict):
+            raise ArtefactError(f"{self.path} was changed. Delete it to begin afresh.")
         _compare(header["identity"], identity, self.path)
         return Checkpoint(header["identity"], header["record"], tensors)
 
