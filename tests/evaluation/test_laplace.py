@@ -304,7 +304,7 @@ def test_on_questions_of_trec(tmp_path: Path) -> None:
     settings = Settings(learning_rate=5e-3)
     run = {"budget": "120 steps", "options": options, "settings": settings, "folder": tmp_path}
     api.train("minilm", "trec", "lora(rank=4)", **run)  # type: ignore[arg-type]
-    backbone = ground.backbone_for("minilm", task, None, options)
+    backbone = ground.backbone_for("minilm", [task], None, options)
     delta = api.load(tmp_path / "delta", backbone.model)
 
     def inputs(examples: Sequence[Any]) -> list[dict[str, Tensor]]:

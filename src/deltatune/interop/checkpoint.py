@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from deltatune.core.delta import Delta, deltas_of
 from deltatune.core.errors import ArtefactError, StateError, UnsupportedError
 from deltatune.core.in_place import InPlaceBank
 from deltatune.core.merging import Folds
+from deltatune.core.probe import outputs_of
 from deltatune.core.quantised import format_of
 from deltatune.core.whole import whole_parameter
 from deltatune.interop.shards import Shards
@@ -91,7 +91,7 @@ def write(
     values, shards = _Values(delta, slot), Shards(model, shard)
     size = next(iter(inputs.values())).shape[0]
     with delta.route([slot] * size):
-        before = _outputs(model, inputs)
+        before = outputs_of(model, inputs)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as part:
@@ -100,7 +100,7 @@ def write(
             shards.write(whole, values)
             if tokenizer is not None:
                 tokenizer.save_pretrained(whole)
-            found = _compared(before, _computed(model, whole, scratch, inputs))
+            found = _compared(before.cpu(), _computed(model, whole, scratch, inputs))
             whole.rename(target)
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"Cannot write the checkpoint to {target}: {error}.") from error
@@ -163,9 +163,9 @@ def _computed(model: Any, folder: Path, scratch: Path, inputs: Mapping[str, Tens
     given = {name: value.to("cpu") for name, value in inputs.items()}
     places = {"device_map": {"": "disk"}, "offload_folder": scratch}
     try:
-        return _outputs(_loaded(model, folder, **places), given)
+        return outputs_of(_loaded(model, folder, **places), given)
     except NotImplementedError:  # the weight has no values there
-        return _outputs(_loaded(model, folder), given)
+        return outputs_of(_loaded(model, folder), given)
 
 
 def _loaded(model: Any, folder: Path, **places: Any) -> Any:
@@ -179,19 +179,6 @@ def _loaded(model: Any, folder: Path, **places: Any) -> Any:
             "Nothing was written."
         )
     return again
-
-
-def _outputs(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The logits, or the last hidden states of a model without a head, in evaluation."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            made = model(**inputs)
-    finally:
-        model.train(was_training)
-    found: Tensor = made.logits if hasattr(made, "logits") else made.last_hidden_state
-    return found.float().to("cpu")
 
 
 def _compared(before: Tensor, after: Tensor) -> Parity:
