@@ -65,6 +65,7 @@ WORDS = st.sampled_from(
 MODEL = FAMILIES["llama"].build()
 
 
+@EASY  # the first call imports every method
 @given(st.one_of(st.text(max_size=60), st.lists(WORDS, max_size=14).map("".join)))
 def test_method_expressions(text: str) -> None:
     try:
@@ -83,6 +84,7 @@ def test_targets(text: str) -> None:
         return
 
 
+@EASY
 @given(
     st.one_of(st.text(max_size=30), st.from_regex(r"-?[\d.e]{1,20} ?[a-z]{0,9}", fullmatch=True))
 )

@@ -15,6 +15,16 @@ from typing import Any
 import torch
 from blake3 import blake3
 from tests.fuzzing.mutations import Link, Node, Tree, mutated_folder, mutated_text
+from tests.fuzzing.shared import (
+    Folders,
+    images,
+    read_image,
+    read_signatures,
+    signed_folders,
+    spoilt_image,
+    spoilt_signature,
+    tree_of,
+)
 from torch import nn
 
 from deltatune import api, laplace
@@ -29,7 +39,7 @@ from deltatune.testing.case import move
 from deltatune.testing.families import FAMILIES
 from deltatune.training.checkpoint import Checkpoint, Store
 
-__all__ = ["READERS", "Reader", "tree_of"]
+__all__ = ["READERS", "Reader"]
 
 Spoil = Callable[[Tree, random.Random], Tree]
 _JSON, _TENSORS = "delta.json", "delta.safetensors"
@@ -54,15 +64,6 @@ class Reader:
     read: Callable[[Path], object] = field(default=lambda folder: folder)
     content: Callable[[bytes], object] | None = None
     spoil: Spoil = mutated_folder
-
-
-def tree_of(folder: Path) -> dict[str, bytes | Link | Node]:
-    """The files of a folder."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def _llama() -> nn.Module:
@@ -303,17 +304,29 @@ def _describe(content: bytes) -> None:
     describe(content, "the file")
 
 
+_HUB, _DELTA = Folders("adapterhub"), Folders("opendelta")
+
 READERS = {
     reader.name: reader
     for reader in (
-        Reader("description", _descriptions, 0.32, content=_describe, spoil=_spoilt_description),
-        Reader("reference", _references, 0.1, content=_reference, spoil=_spoilt_text),
-        Reader("tensors", _artefacts, 0.16, read=_read_listed, spoil=_spoilt_artefact),
+        Reader("description", _descriptions, 0.28, content=_describe, spoil=_spoilt_description),
+        Reader("reference", _references, 0.08, content=_reference, spoil=_spoilt_text),
+        Reader("tensors", _artefacts, 0.14, read=_read_listed, spoil=_spoilt_artefact),
         Reader("load", lambda: _artefacts()[:4], 0.06, read=_load, spoil=_spoilt_artefact),
-        Reader("swap", lambda: _artefacts()[:1], 0.06, read=_swap, spoil=_spoilt_artefact),
-        Reader("hub", _hubs, 0.06, read=_hub, spoil=_spoilt_hub),
-        Reader("peft", _peft_folders, 0.08, read=_peft),
-        Reader("checkpoint", _checkpoints, 0.1, read=_checkpoint),
-        Reader("posterior", _posteriors, 0.06, read=_posterior),
+        Reader("swap", lambda: _artefacts()[:1], 0.05, read=_swap, spoil=_spoilt_artefact),
+        Reader("hub", _hubs, 0.04, read=_hub, spoil=_spoilt_hub),
+        Reader("image", lambda: images(_artefacts()), 0.06, read=read_image, spoil=spoilt_image),
+        Reader(
+            "signature",
+            lambda: signed_folders(_artefacts()),
+            0.05,
+            read=read_signatures,
+            spoil=spoilt_signature,
+        ),
+        Reader("peft", _peft_folders, 0.07, read=_peft),
+        Reader("adapterhub", _HUB.examples, 0.04, read=_HUB.read, spoil=Folders.spoilt),
+        Reader("opendelta", _DELTA.examples, 0.03, read=_DELTA.read, spoil=Folders.spoilt),
+        Reader("checkpoint", _checkpoints, 0.06, read=_checkpoint),
+        Reader("posterior", _posteriors, 0.04, read=_posterior),
     )
 }
