@@ -22,7 +22,7 @@ TABLE: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     ),
     "core": (
         frozenset(),
-        frozenset({"torch", "safetensors", "pydantic", "xxhash", "blake3", "numpy"}),
+        frozenset({"torch", "safetensors", "pydantic", "xxhash", "blake3", "numpy", "regex"}),
     ),
     "methods": (frozenset({"core", "primitives"}), frozenset({"torch"})),
     "backbones": (frozenset({"core"}), ANY),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from torch import nn
 from deltatune import api
 from deltatune.core.artefact import read, read_listed
 from deltatune.core.description import describe
-from deltatune.core.errors import ArtefactError
-from deltatune.core.untrusted import content_of, json_of, size_of, tensors_of
+from deltatune.core.errors import ArtefactError, TargetError
+from deltatune.core.target import find_sites
+from deltatune.core.untrusted import Pattern, content_of, json_of, size_of, tensors_of
 from deltatune.hub import Hub
 from deltatune.testing.case import move
 from deltatune.training.checkpoint import Checkpoint, Store
@@ -162,3 +164,30 @@ def test_a_checkpoint_with_another_header_is_refused(header: str, tmp_path: Path
     save_file({"a": torch.ones(2)}, store.path, {"deltatune": header})
     with pytest.raises(ArtefactError, match=r"not a whole checkpoint|was changed"):
         store.read({"seed": 0})
+
+
+SLOW = "(a|aa)+"  # on letters and another one it tries every way to divide them
+
+
+def test_an_expression_that_tries_without_end_is_given_up() -> None:
+    pattern, started = Pattern(SLOW), time.monotonic()
+    with pytest.raises(ValueError, match="takes too long"):
+        pattern.match("a" * 80 + "b")
+    assert time.monotonic() - started < 10
+    assert pattern.match("aaa") and not pattern.match("b")
+    assert pattern.match("aab") is None and pattern.match("aab", whole=False)
+
+
+@pytest.mark.parametrize("text", ["(", "a**", "(?P<a>.)(?P<a>.)", "[z-a]"])
+def test_what_is_no_expression_is_said(text: str) -> None:
+    with pytest.raises(ValueError, match="is no regular expression"):
+        Pattern(text)
+    with pytest.raises(TargetError, match="is not a regular expression"):
+        find_sites(nn.Sequential(nn.Linear(2, 2)), f"re:{text}", "weight")
+
+
+def test_a_target_of_a_stranger_does_not_hang() -> None:
+    model = nn.Module()
+    model.add_module("a" * 80 + "b", nn.Linear(2, 2))
+    with pytest.raises(TargetError, match="takes too long"):
+        find_sites(model, f"re:{SLOW}", "weight")

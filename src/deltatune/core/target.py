@@ -33,6 +33,7 @@ from deltatune.core.method import Face
 from deltatune.core.roles import block_path, places
 from deltatune.core.site import ATTENTIONS, Place, Site
 from deltatune.core.storage import storage_of
+from deltatune.core.untrusted import Pattern
 
 __all__ = ["ROLE_WORDS", "Role", "find_places", "find_sites", "named", "site_at", "terms", "where"]
 
@@ -280,16 +281,25 @@ def _test(term: str) -> Test:
     if term.startswith("type:"):
         return lambda _, module: any(kind.__name__ == term[5:] for kind in type(module).__mro__)
     if term.startswith("re:"):
-        try:
-            pattern = re.compile(term[3:])
-        except re.error as error:
-            raise TargetError(
-                f"{term!r} is not a regular expression: {error}. Correct it."
-            ) from None
-        return lambda name, _: pattern.fullmatch(name) is not None
+        return _matching(term)
     if any(mark in term for mark in "*?["):
         return lambda name, _: fnmatch.fnmatchcase(name, term)
     return lambda name, _: name == term or name.endswith("." + term)
+
+
+def _matching(term: str) -> Test:
+    try:
+        pattern = Pattern(term[3:])
+    except ValueError as error:
+        raise TargetError(f"{term!r} is not a regular expression: {error}. Correct it.") from None
+
+    def test(name: str, _: nn.Module) -> bool:
+        try:
+            return pattern.match(name) is not None
+        except ValueError as error:
+            raise TargetError(f"{term!r} cannot be asked: {error}. Write a simpler one.") from None
+
+    return test
 
 
 def where(test: re.Pattern[str] | type[nn.Module] | Test, model: nn.Module | None = None) -> str:

@@ -2,22 +2,26 @@
 
 What is read is a regular file (a link to one, too): a pipe or a device would never end. JSON says
 no key twice, since two programs would take it for two things. The header of a file of tensors is
-of a bounded size, and all sizes in it are held to the file by safetensors.
+of a bounded size, and all sizes in it are held to the file by safetensors. A regular expression has
+so much time and no more.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
+import regex
 from safetensors import safe_open
 
-__all__ = ["LARGEST_JSON", "content_of", "json_of", "size_of", "tensors_of"]
+__all__ = ["LARGEST_JSON", "Pattern", "content_of", "json_of", "size_of", "tensors_of"]
 
 LARGEST_JSON = 64 << 20  # bytes; the description of a delta of a million tensors
+_SECONDS = 0.25  # for one name of a module; microseconds are what it takes
 
 
 def size_of(path: Path) -> int:
@@ -59,6 +63,38 @@ def tensors_of(path: Path) -> Any:
             raise ValueError(f"its header has more than {LARGEST_JSON:,} bytes")
         json_of(file.read(size))
     return safe_open(path, "pt")
+
+
+class Pattern:
+    """A regular expression in the syntax of `re`, which gives up where it would take for ever.
+
+    Args:
+        text: the expression.
+
+    Raises ValueError if it is none.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        try:
+            re.compile(text)
+            self._compiled = regex.compile(text)
+        except (re.error, regex.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{text[:80]!r} is no regular expression: {error}") from None
+
+    def match(self, name: str, *, whole: bool = True) -> re.Match[str] | None:
+        """The match of all of `name`, or of its beginning; None for none.
+
+        Raises ValueError where it takes too long.
+        """
+        ask = self._compiled.fullmatch if whole else self._compiled.match
+        try:
+            found: re.Match[str] | None = ask(name, timeout=_SECONDS)
+        except TimeoutError:
+            raise ValueError(
+                f"{self.text[:80]!r} takes too long on {name[:80]!r}: it tries without end"
+            ) from None
+        return found
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import nn
 from deltatune.core.errors import ArtefactError, TargetError
 from deltatune.core.method import Face
 from deltatune.core.target import Role, find_sites
+from deltatune.core.untrusted import Pattern
 from deltatune.interop.configuration import Configuration
 
 __all__ = ["adapted", "ends", "matching", "saved", "target_of", "valued"]
@@ -18,17 +19,15 @@ __all__ = ["adapted", "ends", "matching", "saved", "target_of", "valued"]
 _MARKS = set("*?[|: ")
 
 
-def matching(pattern: str, text: str, where: str, *, whole: bool = True) -> bool:
-    """Whether a regular expression of a configuration matches. Raises ArtefactError for a broken
-    one.
+def matching(pattern: str, text: str, where: str, *, whole: bool = True) -> re.Match[str] | None:
+    """What a regular expression of a configuration matches; None for nothing.
+
+    Raises ArtefactError for a broken one, and one that takes too long.
     """
     try:
-        found = re.fullmatch(pattern, text) if whole else re.match(pattern, text)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ArtefactError(
-            f"{where}: {pattern[:80]!r} is no regular expression: {error}."
-        ) from None
-    return found is not None
+        return Pattern(pattern).match(text, whole=whole)
+    except ValueError as error:
+        raise ArtefactError(f"{where}: {error}.") from None
 
 
 def ends(name: str, keys: Collection[str]) -> bool:
@@ -64,7 +63,7 @@ def adapted(model: nn.Module, configuration: Configuration) -> list[str]:
 def _named(name: str, key: str, configuration: Configuration) -> bool:
     value = configuration.values.get(key)
     if isinstance(value, str):
-        return matching(value, name, configuration.where)
+        return matching(value, name, configuration.where) is not None
     return ends(name, configuration.texts(key))
 
 
@@ -72,7 +71,8 @@ def _excluded(name: str, configuration: Configuration) -> bool:
     if _named(name, "exclude_modules", configuration):
         return True
     kept, where = configuration.texts("modules_to_save"), configuration.where
-    return any(matching(rf"(^|.*\.){one}($|\..*)", name, where, whole=False) for one in kept)
+    forms = (rf"(^|.*\.){one}($|\..*)" for one in kept)
+    return any(matching(form, name, where, whole=False) for form in forms)
 
 
 def _in_layers(name: str, configuration: Configuration) -> bool:
@@ -82,9 +82,10 @@ def _in_layers(name: str, configuration: Configuration) -> bool:
     patterns = configuration.texts("layers_pattern")
     starts = [rf"(?:^|.*?\.){pattern}" for pattern in patterns] or [r".*?\.[^.]*"]
     for start in starts:
-        if matching(rf"{start}\.\d+\.", name, configuration.where, whole=False):
-            found = re.match(rf"{start}\.(?P<layer_of_it>\d+)\.", name)
-            return found is not None and int(found["layer_of_it"]) in layers
+        pattern = rf"{start}\.(?P<layer_of_it>\d+)\."
+        found = matching(pattern, name, configuration.where, whole=False)
+        if found is not None:
+            return int(found["layer_of_it"]) in layers
     return False
 
 

@@ -31,7 +31,7 @@ class IA3(ModuleDialect):
         del module
         listed = configuration.values["feedforward_modules"]
         if isinstance(listed, str):
-            reads = matching(listed, path, configuration.where)
+            reads = matching(listed, path, configuration.where) is not None
         else:
             reads = path.endswith(tuple(configuration.texts("feedforward_modules")))
         return build("ia3", {"side": "input" if reads else "output"})
