@@ -1,4 +1,4 @@
-"""Deltas in an OCI image layout on disk, which tools like oras and skopeo copy to registries.
+"""Deltas in an OCI image layout on disk, the form that tools of registries read.
 
     oci-layout, index.json          the layout's version; a descriptor for each tag
     blobs/sha256/<digest>           manifests, entries and files of deltas, by content
