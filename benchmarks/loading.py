@@ -1,18 +1,20 @@
-"""Row 18: a LoRA from its folder onto a backbone, against PEFT, which compares nothing.
+"""Row 18: a LoRA from its folder onto a backbone and back, against PEFT, which compares nothing.
 
 Ours holds every byte of the backbone and of the delta to a digest. What a contender puts on the
-model is taken off again outside of the time.
+model or the disk is taken off again outside of the time.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import peft
 import torch
@@ -97,28 +99,41 @@ def _again(id: str, name: str, model: Any, folders: list[Path], size: Size) -> I
     """A further delta beside one, and another in the place of one that was verified before."""
     delta, turns = api.load(folders[0], model), itertools.cycle((folders[1], folders[0]))
     swap(delta, folders[1])
+    to, names = folders[2].parent / "saved", itertools.count()
+
+    def save() -> Path:  # without fsync, as the peer does
+        with mock.patch("os.fsync", new=lambda descriptor: None):
+            return api.save(delta, to)
+
     mine = _timed(
         {
             "beside": (lambda: api.load(folders[0], model), lambda made: made.detach()),
             "in its place": (lambda: swap(delta, next(turns)), lambda _: None),
+            "save": (save, shutil.rmtree),
         },
         size.rounds,
     )
     delta.detach()
     theirs = peft.PeftModel.from_pretrained(model, folders[2])
-    names = itertools.count()
+
+    def save_as_the_peer() -> Path:
+        theirs.save_pretrained(str(to))
+        return to
 
     def add() -> str:
         own = f"adapter {next(names)}"
         theirs.load_adapter(folders[2], own)
         return own
 
+    saved = _timed({"peer": (save_as_the_peer, shutil.rmtree)}, size.rounds)["peer"]
     peer = _timed({"peer": (add, theirs.delete_adapter)}, size.rounds)["peer"]
     theirs.unload()
     yield row(f"{id}.2", f"a further LoRA beside it on {name}, ms", mine["beside"], peer=peer,
               over="peer", must=1)  # fmt: skip
     yield row(f"{id}.3", f"another in its place that was verified before, on {name}, ms",
               mine["in its place"], peer=peer, over="gain", must=20)  # fmt: skip
+    yield row(f"{id}.4", f"save it, the backbone known, without fsync, on {name}, ms",
+              mine["save"], peer=saved, over="peer", must=1)  # fmt: skip
 
 
 def _read(model: nn.Module) -> None:

@@ -58,6 +58,8 @@ REMARKS: Mapping[str, str] = {
     "products allow.",
     "14.1": "A save of ours also looks for what is not finite, counts zeros, hashes the file and "
     "the slot, and describes every tensor; PEFT's does not.",
+    "18.1.1": "The floor is one pass over the backbone, of which PEFT reads no byte.",
+    "18.2.1": "The floor is one pass over the backbone, of which PEFT reads no byte.",
 }
 COLUMNS = ("id", "metric", "peer", "floor", "ours", "ratio", "must", "stretch", "holds")
 
