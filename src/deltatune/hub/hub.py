@@ -101,7 +101,7 @@ class Hub:
                     target.rename(Path(part) / "former")
                 found.rename(target)
         except OSError as error:
-            if not target.is_dir():  # else somebody was faster
+            if not (target.is_dir() and self._is_signed(target)):  # else somebody was faster
                 raise ArtefactError(f"Cannot write to {self._store}: {error}.") from error
         return target
 
