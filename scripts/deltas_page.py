@@ -1,0 +1,106 @@
+"""Writes docs/results/deltas.md from the study of benchmarks/deltas.yaml.
+
+    python scripts/deltas_page.py runs/deltas --untrained runs/untrained
+
+The second study is the same with `--methods full --budget nothing --seeds 1 --learning-rates x1`:
+what the backbone says with a head that was only drawn. The exit code is 1 where a method is further
+than five points below full tuning and REASONS do not say why, below the untrained model, or has its
+best rate at an edge.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from deltatune.study.cell import Arm
+from deltatune.study.store import open_study
+from deltatune.study.summary import Spread, Summary, summarise
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "deltas.md"
+POINTS = 0.05  # below full tuning, of the average
+BACKBONE = "minilm"
+# Why a method stays behind here.
+REASONS: Mapping[str, str] = {}
+
+
+def main() -> int:
+    """Writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study")
+    parser.add_argument("--untrained", required=True)
+    arguments = parser.parse_args()
+    found, plain = (summarise(open_study(at)) for at in (arguments.study, arguments.untrained))
+    tasks = found.comparison.tasks
+    arms = found.arms(BACKBONE)
+    averages = {arm: found.average(arm, tasks) for arm in arms}
+    full = next(averages[arm] for arm in arms if arm.method == "full")
+    untrained = plain.average(plain.arms(BACKBONE)[0], tasks)
+    assert full is not None and untrained is not None
+    behind = [
+        arm for arm in arms if (own := averages[arm]) is None or own.mean < full.mean - POINTS
+    ]
+    below = [arm for arm in behind if (own := averages[arm]) and own.mean < untrained.mean]
+    lines = [
+        _head(found, plain, full, untrained),
+        *(_row(found, arm, averages[arm], full) for arm in arms),
+        "",
+        "## More than five points below full tuning",
+        "",
+        *(
+            f"- `{arm.method}`: {REASONS.get(arm.method, '**no reason is known**')}"
+            for arm in behind
+        ),
+        "",
+    ]
+    edges = [str(group) for group, choice in found.choices.items() if choice.at_edge]
+    lines += [f"Best rates at an edge of their grids: {', '.join(edges) or 'none'}.", ""]
+    PAGE.write_text("\n".join(lines), encoding="utf-8")
+    return int(bool(edges or below or [arm for arm in behind if arm.method not in REASONS]))
+
+
+def _head(found: Summary, plain: Summary, full: Spread, untrained: Spread) -> str:
+    tasks = found.comparison.tasks
+    base = [plain.spread(plain.arms(BACKBONE)[0], task) for task in tasks]
+    said = ", ".join(
+        f"{task} {100 * one.mean:.2f}" for task, one in zip(tasks, base, strict=True) if one
+    )
+    return "\n".join(
+        (
+            "# Every delta on MiniLM",
+            "",
+            f"{len(found.arms(BACKBONE))} arms on {len(tasks)} tasks, {found.comparison.seeds} "
+            f"seeds, {found.comparison.budget}; benchmarks/deltas.yaml has the command. Test "
+            "scores times 100, ± the sample standard deviation over the seeds. One rate for each "
+            "arm, the best of its grid on the validation rows of all tasks, seed 0.",
+            "",
+            f"The untrained model: {said}; average {100 * untrained.mean:.2f}. Full tuning: "
+            f"{100 * full.mean:.2f}.",
+            "",
+            f"| | {' | '.join(tasks)} | average | to full | tunable | rate |",
+            "|---|" + "---:|" * (len(tasks) + 4),
+        )
+    )
+
+
+def _row(found: Summary, arm: Arm, average: Spread | None, full: Spread) -> str:
+    cells = [_score(found.spread(arm, task)) for task in found.comparison.tasks]
+    apart = "-" if average is None else f"{100 * (average.mean - full.mean):+.2f}"
+    share = found.mean(arm, lambda result: result.trainable / result.base)
+    rates = [choice.rate for group, choice in found.choices.items() if group.arm == arm]
+    rate = "-" if not rates or rates[0] is None else f"{rates[0]:.4g}"
+    tuned = "-" if share is None else f"{share:.3%}"
+    method = str(arm.method).replace("|", "\\|")
+    return f"| `{method}` | {' | '.join(cells)} | {_score(average)} | {apart} | {tuned} | {rate} |"
+
+
+def _score(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
+    apart = "" if spread.deviation is None else f" ±{100 * spread.deviation:.2f}"
+    return f"{100 * spread.mean:.2f}{apart}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
