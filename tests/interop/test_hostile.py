@@ -83,7 +83,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Within it no tensor of a file may be read, and no leaf drawn."""
     with monkeypatch.context() as patched:
         patched.setattr(folders.Header, "read", lambda *_: pytest.fail("a tensor was read"))
-        patched.setattr(exchange, "attach", lambda *_, **__: pytest.fail("a leaf was drawn"))
+        patched.setattr(exchange, "adopt", lambda *_, **__: pytest.fail("a leaf was drawn"))
         yield
 
 

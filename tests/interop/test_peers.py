@@ -227,8 +227,8 @@ def test_nothing_is_read_before_it_fits(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folder.Header, "read", lambda *_: pytest.fail("a tensor was read"))
-    monkeypatch.setattr(adapterhub, "attach", lambda *_, **__: pytest.fail("a leaf was drawn"))
-    monkeypatch.setattr(opendelta, "attach", lambda *_, **__: pytest.fail("a leaf was drawn"))
+    monkeypatch.setattr(adapterhub, "adopt", lambda *_, **__: pytest.fail("a leaf was drawn"))
+    monkeypatch.setattr(opendelta, "adopt", lambda *_, **__: pytest.fail("a leaf was drawn"))
     source = place / "adapterhub" / "bert" / "double_seq_bn"
     wide = changed(source, tmp_path / "wide", {}, {"reduction_factor": 1e-5}, {})
     with pytest.raises(ArtefactError, match="has the shape"):

@@ -6,6 +6,7 @@ Its digest covers all of the text but itself, and the text holds the digest of t
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -61,6 +62,14 @@ class Artefact(BaseModel):
     size: Count
     blake3: str
     facts: dict[str, Any] = {}
+
+    @property
+    def numbers(self) -> int:
+        """How many it holds, zeros that are not in the file apart."""
+        return sum(
+            math.prod(one.shape) if one.entries is None else one.entries
+            for one in self.tensors.values()
+        )
 
 
 def describe(content: bytes, place: str | Path) -> Artefact:

@@ -169,10 +169,12 @@ def _digests(
     """The digests of the values: in their own dtype, and cast to bf16; None for what is not wanted,
     and for a model whose values are not in memory.
     """
+    if not (own or narrow):
+        return None, None
     contents: dict[int, Future[tuple[str, str]]] = {}  # what is tied is read once
     modules = dict(model.named_modules(remove_duplicate=False))
     with ThreadPoolExecutor(min(_THREADS, torch.get_num_threads())) as pool:
-        for name, tensor in held.items() if own or narrow else ():
+        for name, tensor in held.items():
             if id(tensor) in contents:
                 continue
             path, _, leaf = name.rpartition(".")
@@ -186,7 +188,7 @@ def _digests(
             if value is not tensor:  # gathered or fetched for this: one at a time
                 contents[id(tensor)].result()
     found = xxhash.xxh3_128(), xxhash.xxh3_128()
-    for name, tensor in held.items() if own or narrow else ():
+    for name, tensor in held.items():
         for hashed, content in zip(found, contents[id(tensor)].result(), strict=True):
             hashed.update(f"{name}:{content};".encode())
     return found[0].hexdigest() if own else None, found[1].hexdigest() if narrow else None

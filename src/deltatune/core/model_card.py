@@ -62,10 +62,7 @@ def _what(artefact: Artefact) -> Iterator[tuple[str, str]]:
     if isinstance(files, dict) and files:
         named = (f"{_text(name)} {_code(str(digest))}" for name, digest in files.items())
         yield "Its files, SHA-256", ", ".join(named)
-    stored = sum(
-        math.prod(one.shape) if one.entries is None else one.entries
-        for one in artefact.tensors.values()
-    )
+    stored = artefact.numbers
     share = f", {stored / made_for.parameters:.3%} of the backbone" if made_for.parameters else ""
     yield "Stored", f"{stored:,} numbers{share}; {artefact.size:,} bytes"
     if isinstance(facts.get("trainable"), int):

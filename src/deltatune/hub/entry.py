@@ -57,10 +57,7 @@ def entry_of(artefact: Artefact) -> Entry:
         architecture=made_for.architecture,
         task=task if isinstance(task, str) else "",
         scores=_scores(facts),
-        numbers=sum(
-            math.prod(entry.shape) if entry.entries is None else entry.entries
-            for entry in artefact.tensors.values()
-        ),
+        numbers=artefact.numbers,
         size=artefact.size,
     )
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import nn
 
-from deltatune.core.attaching import attach
 from deltatune.core.delta import Delta
 from deltatune.core.errors import ArtefactError
+from deltatune.interop.adopting import adopt
 from deltatune.interop.configuration import Configuration, Keys
 from deltatune.interop.dialects.hub_bottleneck import BOTTLENECK, bottlenecks
 from deltatune.interop.dialects.hub_head import heads
@@ -99,10 +99,9 @@ def read(
             shapes = {name: shape for piece in own for name, shape in piece.shapes.items()}
             one.check(shapes, str(found.expression))
         leaves = found.leaves({name: v for one in files for name, v in one.read().items()})
-        delta = attach(model, found.expression, seed=seed)
-    delta.bank.write(0, leaves)
-    delta.origins[0] = {"library": "adapters", "backbone_verified": False, "configuration": values}
-    return delta
+        return adopt(
+            model, found.expression, leaves, library="adapters", configuration=values, seed=seed
+        )
 
 
 def _header(path: Path, safe: str, pickled: str, allow_pickle: bool) -> Header:

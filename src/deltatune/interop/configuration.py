@@ -14,6 +14,8 @@ from deltatune.core.errors import ArtefactError
 
 __all__ = ["COMMON", "MODULES", "Configuration", "Keys"]
 
+_LARGEST = 2**31
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -95,6 +97,13 @@ class Configuration:
         """A whole number."""
         value = self.values.get(key)
         return value if type(value) is int else self.refuse(key, "a whole number")
+
+    def count(self, key: str, *, zero: bool = False) -> int:
+        """How many of something, from one on; with `zero` none, too."""
+        value = self.whole(key)
+        if not (0 if zero else 1) <= value < _LARGEST:
+            self.refuse(key, "zero or a positive number" if zero else "a positive number")
+        return value
 
     def number(self, key: str) -> float:
         """A number."""

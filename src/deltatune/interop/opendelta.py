@@ -12,9 +12,9 @@ from pathlib import Path
 
 from torch import nn
 
-from deltatune.core.attaching import attach
 from deltatune.core.delta import Delta
 from deltatune.core.errors import ArtefactError
+from deltatune.interop.adopting import adopt
 from deltatune.interop.configuration import Configuration
 from deltatune.interop.dialects.open_kinds import COMMON, KINDS, Kind
 from deltatune.interop.dialects.open_tokens import TOKENS, unfrozen
@@ -77,7 +77,6 @@ def read(
         found = Pieces.of([*own, *unfrozen(configuration, model)] if own else own, model, where)
         header.check(found.shapes, str(found.expression))
         leaves = found.leaves(header.read())
-        delta = attach(model, found.expression, seed=seed)
-    delta.bank.write(0, leaves)
-    delta.origins[0] = {"library": "opendelta", "backbone_verified": False, "configuration": values}
-    return delta
+        return adopt(
+            model, found.expression, leaves, library="opendelta", configuration=values, seed=seed
+        )

@@ -14,12 +14,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from deltatune.core.artefact import stored_tensors
-from deltatune.core.attaching import attach
 from deltatune.core.delta import Delta
 from deltatune.core.errors import ArtefactError, ConfigurationError, DeltatuneError
 from deltatune.core.grammar import Expression
 from deltatune.core.layout import Part, layout
 from deltatune.core.method import MERGED
+from deltatune.interop.adopting import adopt
 from deltatune.interop.dialects.dialect import Dialect
 from deltatune.interop.dialects.lora import LoRA
 from deltatune.interop.dialects.modules import LNTuning, is_whole, whole_tensors
@@ -74,10 +74,9 @@ def read(folder: str | Path, model: nn.Module, *, seed: int = 0) -> Delta:
         header = _header(path)
         header.check(plan.shapes(), str(plan.expression))
         leaves = plan.leaves(header.read(plan.dialect.whole))
-        delta = attach(model, plan.expression, seed=seed)
-    delta.bank.write(0, leaves)
-    delta.origins[0] = {"library": "peft", "backbone_verified": False, "configuration": values}
-    return delta
+        return adopt(
+            model, plan.expression, leaves, library="peft", configuration=values, seed=seed
+        )
 
 
 def _header(folder: Path) -> Header:

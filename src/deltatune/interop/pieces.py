@@ -7,7 +7,6 @@ the folder has for it, and how they become leaves. Equal methods are one, at all
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from deltatune.core.layout import Part, layout, leaves_of
 from deltatune.core.leaf import draw
 from deltatune.core.method import Leaves, Method
 from deltatune.core.site import Site
+from deltatune.interop.adopting import check_sizes
 from deltatune.interop.dialects.dialect import placed
 from deltatune.interop.dialects.modules import check_untied
 from deltatune.interop.places import target_of
@@ -28,7 +28,6 @@ from deltatune.interop.places import target_of
 __all__ = ["Piece", "Pieces", "Shapes"]
 
 Shapes = Mapping[str, tuple[int, ...]]
-_LARGEST = 2**40  # entries; no tensor of a delta has more
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,7 @@ class Pieces:
         for piece in pieces:
             groups.setdefault(piece.method, []).append(piece)
         parts = layout(model, Expression(tuple(_aimed(m, own, model) for m, own in groups.items())))
-        for name, leaf in leaves_of(parts).items():
-            if math.prod(leaf.shape) > _LARGEST:
-                raise ArtefactError(f"{where} asks for {name} of shape {leaf.shape}, too large.")
+        check_sizes(parts, where)
         check_untied([part for part in parts if part.method.face == "select"], where)
         owners = tuple(_owners(own, model) for own in groups.values())
         for part, owned in zip(parts, owners, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from deltatune.core.errors import ArtefactError
 from deltatune.core.grammar import Expression
 from deltatune.core.layout import Part, layout, leaves_of
+from deltatune.interop.adopting import check_sizes
 from deltatune.interop.configuration import Configuration
 from deltatune.interop.dialects.dialect import Dialect
 from deltatune.interop.dialects.modules import (
@@ -29,7 +29,6 @@ _TASKS = (
     *(None, "CAUSAL_LM", "FEATURE_EXTRACTION", "QUESTION_ANS", "SEQ_2_SEQ_LM", "SEQ_CLS"),
     "TOKEN_CLS",
 )
-_LARGEST = 2**40  # entries; no tensor of a delta has more
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,7 @@ class Plan:
         own = dialect.methods(configuration, model)
         whole = whole_methods(configuration, model)
         parts = layout(model, Expression(own + whole))
-        for name, leaf in leaves_of(parts).items():
-            if math.prod(leaf.shape) > _LARGEST:
-                raise ArtefactError(f"{where} asks for {name} of shape {leaf.shape}, too large.")
+        check_sizes(parts, where)
         check_untied(parts[len(own) :], where)
         return cls(dialect, configuration, model, parts[: len(own)], parts[len(own) :])
 

@@ -37,7 +37,6 @@ LORA = Keys(
     idle=frozenset({"dtype", "init_weights", "init_weights_seed"}),
 )  #: of `LoRAConfig`
 _REPAIRED = (1, 1)  # before it a LoRA was trained without its scale, and AdapterHub reads it so
-_LARGEST = 2**31
 
 
 def loras(configuration: Configuration, ground: Ground, version: str) -> Iterator[Piece]:
@@ -72,14 +71,9 @@ def _holds(ground: Ground, whole: str, block: str, path: str) -> bool:
     return whole in names
 
 
-def _rank(configuration: Configuration) -> int:
-    rank = configuration.whole("r")
-    return rank if 0 < rank < _LARGEST else configuration.refuse("r", "a positive number")
-
-
 def _method(configuration: Configuration, version: str) -> Method:
     """LoRA; VeRA, too, whose two vectors AdapterHub trains as whole matrices."""
-    rank, alpha = _rank(configuration), configuration.number("alpha")
+    rank, alpha = configuration.count("r"), configuration.number("alpha")
     number = re.match(r"adapters\.(\d+)\.(\d+)", version)
     if number and tuple(map(int, number.groups())) < _REPAIRED:
         alpha = float(rank)
@@ -106,7 +100,7 @@ def _piece(
         scale = configuration.number("alpha")
         method = build("ia3", {"side": "output"})
         return Piece(method, path, {f"{holder}lora_B": (outputs, 1)}, partial(_gain, holder, scale))
-    rank, method = _rank(configuration), _method(configuration, version)
+    rank, method = configuration.count("r"), _method(configuration, version)
     if configuration.values["vera_d"] is None and configuration.values["vera_b"] is None:
         shapes = {f"{holder}lora_A": (rank, inputs), f"{holder}lora_B": (outputs, rank)}
         return Piece(method, path, shapes, partial(_factors, holder))
@@ -152,7 +146,7 @@ def _fused(
         configuration.refuse("vera_d", "null at a fused projection, where AdapterHub has no VeRA")
     module = ground.model.get_submodule(path)
     inputs, outputs = storage_of(module).widths(module)
-    rank, count, scales = _rank(configuration), len(parts), _scales(configuration)
+    rank, count, scales = configuration.count("r"), len(parts), _scales(configuration)
     shapes = {f"{holder}lora_B": (outputs // 3 * count, rank)}
     if not scales:
         shapes[f"{holder}lora_A"] = (rank * count, inputs)

@@ -50,14 +50,6 @@ REFT = Keys(
     },
     idle=frozenset({"dropout", "dtype", "init_weights_seed"}),
 )  #: of `ReftConfig`
-_LARGEST = 2**31
-
-
-def _count(configuration: Configuration, key: str, least: int = 1) -> int:
-    value = configuration.whole(key)
-    if not least <= value < _LARGEST:
-        configuration.refuse(key, f"at least {least}")
-    return value
 
 
 def prefixes(configuration: Configuration, ground: Ground) -> Iterator[Piece]:
@@ -77,7 +69,7 @@ def prefixes(configuration: Configuration, ground: Ground) -> Iterator[Piece]:
         f"{ground.stem}{block.path}.{block.family.attention}.prefix_tuning.pool.{key}"
         for block in blocks
     ]
-    length = _count(configuration, "prefix_length")
+    length = configuration.count("prefix_length")
     one = _prefix_shapes(configuration, ground.width, length, len(own))
     shapes = {copy + name: shape for copy in copies for name, shape in one.items()}
     for index, block in enumerate(own):
@@ -91,7 +83,7 @@ def _prefix_shapes(
 ) -> dict[str, tuple[int, ...]]:
     if configuration.flag("flat"):
         return {"control_trans": (length * layers * 2 * width,)}
-    middle = _count(configuration, "bottleneck_size")
+    middle = configuration.count("bottleneck_size")
     return {
         "wte.weight": (length, width),
         "control_trans.0.weight": (middle, width),
@@ -134,9 +126,9 @@ def refts(configuration: Configuration, ground: Ground) -> Iterator[Piece]:
             "orthogonality",
             "true: AdapterHub writes the same for NoReFT and DiReFT, and reads either as NoReFT",
         )
-    first = _count(configuration, "prefix_positions", 0)
-    last = _count(configuration, "suffix_positions", 0)
-    tied, rank = configuration.flag("tied_weights"), _count(configuration, "r")
+    first = configuration.count("prefix_positions", zero=True)
+    last = configuration.count("suffix_positions", zero=True)
+    tied, rank = configuration.flag("tied_weights"), configuration.count("r")
     layers = None if configuration.values["layers"] == "all" else configuration.wholes("layers")
     separate = bool(not tied and first and last)
     fields = {"rank": rank, "first": first, "last": last, "separate": separate, "whole": True}

@@ -42,14 +42,6 @@ _ACTIVATIONS: Mapping[str, str] = {
     "gelu_orig": "gelu",
     "gelu_new": "gelu_tanh",
 }
-_LARGEST = 2**31
-
-
-def _positive(configuration: Configuration, key: str) -> int:
-    value = configuration.whole(key)
-    if not 0 < value < _LARGEST:
-        configuration.refuse(key, "a positive number")
-    return value
 
 
 def _activation(configuration: Configuration) -> str:
@@ -86,7 +78,7 @@ def _turned(names: Mapping[str, str], found: Leaves, site: Site) -> dict[str, Te
 
 
 def _lora(configuration: Configuration, model: nn.Module) -> Iterator[Piece]:
-    rank, alpha = _positive(configuration, "lora_r"), configuration.number("lora_alpha")
+    rank, alpha = configuration.count("lora_r"), configuration.number("lora_alpha")
     dropout = configuration.number("lora_dropout")
     method = build("lora", {"rank": rank, "alpha": alpha, "dropout": dropout})
     for path, inputs, outputs in _linears(configuration, model):
@@ -108,7 +100,7 @@ def _bottleneck(start: str, inputs: int, width: int, outputs: int) -> tuple[Any,
 
 
 def _adapter(configuration: Configuration, model: nn.Module) -> Iterator[Piece]:
-    width = _positive(configuration, "bottleneck_dim")
+    width = configuration.count("bottleneck_dim")
     method = build("adapter", {"bottleneck": width, "activation": _activation(configuration)})
     for path, _, outputs in _linears(configuration, model):
         names, shapes = _bottleneck(f"{path}.adapter", outputs, width, outputs)
@@ -117,7 +109,7 @@ def _adapter(configuration: Configuration, model: nn.Module) -> Iterator[Piece]:
 
 def _parallel(configuration: Configuration, model: nn.Module) -> Iterator[Piece]:
     """Pairs of modules: it reads what the first reads, and adds to what the second gives."""
-    width = _positive(configuration, "bottleneck_dim")
+    width = configuration.count("bottleneck_dim")
     fields = {"bottleneck": width, "activation": _activation(configuration), "scale": 1.0}
     terms = configuration.texts("modified_modules")
     if len(terms) % 2:
@@ -155,7 +147,7 @@ def _parallel(configuration: Configuration, model: nn.Module) -> Iterator[Piece]
 
 
 def _reduced(configuration: Configuration, width: int) -> int:
-    reduced = width // _positive(configuration, "reduction_factor")
+    reduced = width // configuration.count("reduction_factor")
     if reduced < 1:
         configuration.refuse("reduction_factor", f"at most {width}, the width of its modules")
     return reduced
@@ -185,7 +177,7 @@ def _low_rank(configuration: Configuration, model: nn.Module) -> Iterator[Piece]
 
 def _compacter(configuration: Configuration, model: nn.Module) -> Iterator[Piece]:
     """A rule for each map, which is a PHM adapter; of low rank there, which is multiplied out."""
-    n, r = _positive(configuration, "hypercomplex_division"), _positive(configuration, "phm_rank")
+    n, r = configuration.count("hypercomplex_division"), configuration.count("phm_rank")
     activation = _activation(configuration)
     for path, _, outputs in _linears(configuration, model):
         m = _reduced(configuration, outputs)

@@ -24,14 +24,6 @@ from deltatune.interop.pieces import Piece
 __all__ = ["TOKENS", "unfrozen"]
 
 _READ = ("bert", "roberta", "gpt2")
-_LARGEST = 2**31
-
-
-def _positive(configuration: Configuration, key: str) -> int:
-    value = configuration.whole(key)
-    if not 0 < value < _LARGEST:
-        configuration.refuse(key, "a positive number")
-    return value
 
 
 def _prefix(configuration: Configuration, model: nn.Module) -> Iterator[Piece]:
@@ -41,7 +33,7 @@ def _prefix(configuration: Configuration, model: nn.Module) -> Iterator[Piece]:
             f"{configuration.where}: a prefix of OpenDelta is read for {', '.join(_READ)}. With "
             "relative positions (T5) it has positions of its own, which none of deltatune has."
         )
-    length, key = _positive(configuration, "prefix_token_num"), "modified_modules"
+    length, key = configuration.count("prefix_token_num"), "modified_modules"
     roles = {
         place.module.rpartition(".")[0]: f"{place.stack}.block[{place.block}].{place.sublayer}"
         for place in places(model)
@@ -68,7 +60,7 @@ def _prefix(configuration: Configuration, model: nn.Module) -> Iterator[Piece]:
 def _network(
     configuration: Configuration, start: str, length: int, width: int, layers: int
 ) -> dict[str, tuple[int, ...]]:
-    embedding, middle = _positive(configuration, "embed_dim"), _positive(configuration, "mid_dim")
+    embedding, middle = configuration.count("embed_dim"), configuration.count("mid_dim")
     return {
         f"{start}wte.weight": (length, embedding),
         f"{start}control_trans.0.weight": (middle, embedding),
@@ -103,7 +95,7 @@ def _prompt(configuration: Configuration, model: nn.Module) -> Iterator[Piece]:
             f"{configuration.where}: a classifier of OpenDelta's reads the first token of the soft "
             "prompt, of deltatune's that of the text."
         )
-    length = _positive(configuration, "soft_token_num")
+    length = configuration.count("soft_token_num")
     crossing = bool(model.config.is_encoder_decoder)  # type: ignore[union-attr]
     name = f"{'encoder.' if crossing else ''}soft_prompt_layer.soft_embeds"
     width: int = model.get_input_embeddings().embedding_dim  # type: ignore[operator]
