@@ -109,8 +109,9 @@ def fingerprint(
             out, which takes most of the time; None: both are there.
     """
     held = _held(model, excluded)
+    kept_as = format_of(model)
     architecture, counts = xxhash.xxh3_128(), dict[int, int]()
-    for name, shape in _shapes(model, held):
+    for name, shape in _shapes(model, held, kept_as):
         architecture.update(f"{name}:{shape};".encode())
         counts[id(held[name])] = math.prod(shape)
     config = getattr(model, "config", None)
@@ -125,7 +126,7 @@ def fingerprint(
         weights=None,
         weights_bf16=None,
         excluded=tuple(sorted(excluded)),
-        quantised=format_of(model),
+        quantised=kept_as,
     )
     own = narrow = like is None
     if like is not None and like.difference(found, across_formats=True) is None:
@@ -141,12 +142,13 @@ def _held(model: nn.Module, excluded: Collection[str]) -> dict[str, Tensor]:
     return {name: state[name] for name in sorted(state) if not name.startswith(left_out)}
 
 
-def _shapes(model: nn.Module, held: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _shapes(
+    model: nn.Module, held: Mapping[str, Tensor], kept_as: str | None
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of what a model is in plain numbers: codes have no scales beside them."""
+    modules = () if kept_as is None else model.named_modules(remove_duplicate=False)
     quantised = {
-        path: module
-        for path, module in model.named_modules(remove_duplicate=False)
-        if isinstance(storage_of(module), Quantised)
+        path: module for path, module in modules if isinstance(storage_of(module), Quantised)
     }
     for name, tensor in held.items():
         path, _, own = name.rpartition(".")
