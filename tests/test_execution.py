@@ -202,22 +202,32 @@ def test_a_comparison_may_train_several_cells_at_once(tmp_path: Path) -> None:
     assert scores[0] == scores[1]
 
 
-@pytest.mark.parametrize(("method", "name"), [("lora", "head/"), ("full", "classifier.bias")])
-def test_a_regression_begins_at_the_mean_label(tmp_path: Path, method: str, name: str) -> None:
+def similar_sentences(folder: Path) -> None:
+    """Rows of glue_stsb, whose labels are 6.5 in the mean."""
     rows = [{"sentence1": f"a {n}", "sentence2": f"b {n}", "label": 3.0 + n} for n in range(8)]
     for split, offset in (("train", 0), ("validation", 100), ("test", 200)):
         lines = [json.dumps({**row, "sentence2": f"{row['sentence2']} {offset}"}) for row in rows]
-        (tmp_path / "glue_stsb").mkdir(exist_ok=True)
-        (tmp_path / "glue_stsb" / f"{split}.jsonl").write_text("\n".join(lines))
+        (folder / "glue_stsb").mkdir(exist_ok=True)
+        (folder / "glue_stsb" / f"{split}.jsonl").write_text("\n".join(lines))
+
+
+def encoder(folder: Path) -> str:
+    """A small BERT, written to a folder; its name."""
     torch.manual_seed(0)
     config = BertConfig(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
         vocab_size=8192,
     )  # fmt: skip
-    BertModel(config).save_pretrained(tmp_path / "model")
-    shutil.copytree(TOKENIZER, tmp_path / "model", dirs_exist_ok=True)
+    BertModel(config).save_pretrained(folder)
+    shutil.copytree(TOKENIZER, folder, dirs_exist_ok=True)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("method", "name"), [("lora", "head/"), ("full", "classifier.bias")])
+def test_a_regression_begins_at_the_mean_label(tmp_path: Path, method: str, name: str) -> None:
+    similar_sentences(tmp_path)
     result = api.train(
-        str(tmp_path / "model"),
+        encoder(tmp_path / "model"),
         "glue_stsb",
         method,
         budget="1 step",
@@ -229,6 +239,16 @@ def test_a_regression_begins_at_the_mean_label(tmp_path: Path, method: str, name
     kept = load_file(Path(result.artefact) / "delta.safetensors")
     (bias,) = [kept[key] for key in kept if name in key and key.endswith("bias")]
     assert bias.tolist() == pytest.approx([6.5])
+
+
+def test_a_score_on_texts_of_the_pretraining_says_so(tmp_path: Path) -> None:
+    similar_sentences(tmp_path)
+    name, notes = encoder(tmp_path / "model"), []
+    for corpora in ("[]", '[{"name": "AllNLI.jsonl.gz"}, {"name": "flickr30k_captions.jsonl.gz"}]'):
+        (tmp_path / "model" / "data_config.json").write_text(corpora)
+        notes.append(api.train(name, "glue_stsb", "lora", budget="1 step", data=tmp_path).notes)
+    said = f"glue_stsb: {name} was trained on its texts, or some of them (flickr30k_captions)."
+    assert {*notes[1]} - {*notes[0]} == {said}
 
 
 def test_a_run_on_a_few_rows_of_each_label() -> None:

@@ -1,4 +1,5 @@
-"""What is known of a backbone beside its weights: its licence, and the digests of its files.
+"""What is known of a backbone beside its weights: its licence, the digests of its files, and the
+names of what it was trained on.
 
 Only what is at hand is looked at: the folder that it came from, or the cache of the Hugging Face
 Hub. Nothing is fetched, and no large file is read.
@@ -15,8 +16,9 @@ from transformers.utils.hub import cached_file
 
 from deltatune.backbones.ladder import EMBEDDED
 from deltatune.backbones.load import Backbone, locate
+from deltatune.core.untrusted import content_of, json_of
 
-__all__ = ["digests_of", "licence_of"]
+__all__ = ["corpora_of", "digests_of", "licence_of"]
 
 _OURS = "apache-2.0"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -43,6 +45,20 @@ def digests_of(backbone: Backbone) -> dict[str, str]:
         return {}
     found = {path.name: path.resolve().name for path in sorted(config.parent.glob("*.safetensors"))}
     return {name: digest for name, digest in found.items() if _SHA256.fullmatch(digest)}
+
+
+def corpora_of(backbone: Backbone) -> tuple[str, ...]:
+    """The files that a model of sentence-transformers was trained on, without their endings, as its
+    `data_config.json` lists them; empty where there is no such list.
+    """
+    path = _file(backbone, "data_config.json")
+    try:
+        listed = [] if path is None else json_of(content_of(path))
+    except (OSError, ValueError):
+        return ()
+    files = listed if isinstance(listed, list) else []
+    names = [str(file["name"]) for file in files if isinstance(file, dict) and "name" in file]
+    return tuple(name.partition(".jsonl")[0] for name in names)
 
 
 def _file(backbone: Backbone, name: str) -> Path | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deltatune.backbones.encoding import Encoding, Row, collate, encode
 from deltatune.backbones.load import Backbone
-from deltatune.backbones.provenance import digests_of, licence_of
+from deltatune.backbones.provenance import corpora_of, digests_of, licence_of
 from deltatune.core.artefact import save, stored_tensors
 from deltatune.core.attaching import attach
 from deltatune.core.delta import Delta
@@ -279,7 +279,7 @@ def prepare(cell: Cell, *, data: str | Path | None, folder: Path | None) -> Prep
         one.warning if len(goals) == 1 else f"{name}: {one.warning}"
         for name, one in encodings.items()
         if one.warning is not None
-    )
+    ) + tuple(_seen(goals, backbone))
     expressions, sharing = _slots(cell, backbone, goals)
     rows = _rows(encodings, cell.options)
     return Prepared(cell, goals, backbone, expressions, sharing, rows, warnings, data, folder)
@@ -314,6 +314,18 @@ def _slots(cell: Cell, backbone: Backbone, goals: Goals) -> tuple[tuple[Expressi
         )
     expressions = tuple(_with_head(expression, backbone, goal) for goal in goals)
     return expressions, cast(Sharing, "all" if sharing is None else sharing)
+
+
+def _seen(goals: Goals, backbone: Backbone) -> Iterator[str]:
+    """A sentence for each task whose texts the backbone was trained on."""
+    corpora = set(corpora_of(backbone))
+    for goal in goals:
+        names = [name for name in goal.task.provenance.corpora if name in corpora]
+        if names:
+            yield (
+                f"{goal.task.name}: {backbone.name} was trained on its texts, or some of them "
+                f"({', '.join(names)})."
+            )
 
 
 def _encoded(goal: Goal, backbone: Backbone, options: Mapping[str, Any]) -> Encoding:

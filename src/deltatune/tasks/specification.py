@@ -93,6 +93,8 @@ class Provenance(Record):
         address: where to read about it.
         licence: as stated by the makers, or "not stated".
         crossfit: CrossFit's id, where the text-to-text form is CrossFit's.
+        corpora: training data of sentence encoders that hold its texts, or some of them: names of
+            files as a model's `data_config.json` lists them, without endings.
     """
 
     category: str
@@ -100,6 +102,7 @@ class Provenance(Record):
     address: str | None = None
     licence: str
     crossfit: str | None = None
+    corpora: tuple[str, ...] = ()
 
 
 class PairPreparation(Record):
