@@ -1,4 +1,4 @@
-.PHONY: setup demo test check clones docs cards matrix parity pairs fuzz faults kill bench bench-quick
+.PHONY: setup demo test check clones docs cards matrix parity pairs fuzz faults kill studies bench bench-quick
 
 setup:
 	@scripts/setup
@@ -39,6 +39,9 @@ faults:
 
 kill:
 	@scripts/kill
+
+studies:
+	@scripts/studies
 
 bench:
 	@scripts/bench

@@ -19,9 +19,12 @@ __all__ = ["FORMATS", "file_format", "read_rows", "sha256"]
 
 
 def sha256(path: Path) -> str:
-    """Returns the SHA-256 of the bytes of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Returns the SHA-256 of the bytes of a file, in hexadecimal digits. Raises DataError."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from None
 
 
 def file_format(path: Path) -> str | None:
