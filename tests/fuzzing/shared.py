@@ -6,6 +6,7 @@ import random
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +123,12 @@ class Folders:
 
     def __init__(self, peer: str, family: str = "bert") -> None:
         self._peer, self._family = peer, family
-        self._model: Any = None
 
     def examples(self) -> list[Tree]:
         """Those that are read as something."""
         found = []
         with tempfile.TemporaryDirectory() as place:
             here = unpacked(Path(place))
-            self._model = backbone(here, self._family)
             for family, name in names(self._peer):
                 folder = here / self._peer / family / name
                 if family == self._family:
@@ -145,6 +144,11 @@ class Folders:
         finally:
             for delta in deltas_of(self._model):
                 delta.detach()
+
+    @cached_property
+    def _model(self) -> Any:
+        with tempfile.TemporaryDirectory() as place:
+            return backbone(unpacked(Path(place)), self._family)
 
     @staticmethod
     def spoilt(tree: Tree, draw: random.Random) -> Tree:

@@ -175,8 +175,11 @@ class ImageShelf:
     @contextmanager
     def _changing(self) -> Iterator[_Index]:
         """The index, of which one process at a time makes another."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
+        blobs = self.folder / "blobs" / "sha256"
+        for place in (blobs.parent, blobs):
+            if place.is_symlink():  # what is written there, and removed, would be elsewhere
+                raise ArtefactError(f"{place} is a link. Put a folder in its place.")
+        blobs.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock", timeout=_WAIT):
             self._write(self.folder / "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
             index = self._index()

@@ -90,7 +90,7 @@ def read(
     with told(path):
         header = _header(path, _SAFE, _PICKLED, allow_pickle)
         ground = _ground(values, str(path / CONFIGURATION), model, header)
-        files = {header: list(_pieces(values["config"], ground, values["version"]))}
+        files = {header: list(_pieces(values.get("config"), ground, values["version"]))}
         if (path / _HEAD).is_file():
             head = _header(path, _SAFE_HEAD, _PICKLED_HEAD, allow_pickle)
             files[head] = _head(path, ground)

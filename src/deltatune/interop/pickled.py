@@ -8,6 +8,7 @@ are read first, on the `meta` device, which allocates nothing.
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +35,21 @@ _KINDS: Mapping[torch.dtype, str] = {
     torch.int16: "I16",
     torch.uint8: "U8",
 }
-_BROKEN = (OSError, RuntimeError, ValueError, KeyError, EOFError, TypeError, AttributeError)
+# What zipfile and torch's unpickler raise on the way through bytes that make no sense.
+_BROKEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 def header_of(folder: Path, safe: str, pickled: str, *, allow_pickle: bool, library: str) -> Header:
@@ -91,7 +106,7 @@ def _check_sizes(path: Path) -> None:
         size = size_of(path)
         with zipfile.ZipFile(path) as file:
             entries = file.infolist()
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+    except _BROKEN as error:
         raise ArtefactError(
             f"{path} cannot be read: {error}. Pickles from before torch 1.6 are not: load it with "
             "torch, where you trust it, and save it anew."
@@ -109,7 +124,7 @@ def _check_sizes(path: Path) -> None:
 def _loaded(path: Path, device: str) -> dict[str, Tensor]:
     try:
         held: Any = torch.load(path, map_location=device, weights_only=True)
-    except (*_BROKEN, pickle.UnpicklingError) as error:
+    except _BROKEN as error:
         text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ArtefactError(f"{path} cannot be read: {text}. Fetch it again.") from None
     plain = isinstance(held, dict) and all(
