@@ -56,6 +56,10 @@ def run(name: str) -> int:
     """Runs one study to its end; what is done is kept in any case."""
     folder = ROOT / "runs" / name
     begin(name, folder)
+    print(
+        f"{name}: `deltatune study watch {folder.relative_to(ROOT)}` shows how far it is",
+        flush=True,
+    )
     processes = [start(name, folder, number) for number in range(PROCESSES)]
     try:
         codes = [process.wait() for process in processes]
@@ -64,7 +68,9 @@ def run(name: str) -> int:
             process.terminate()
             process.wait()
         keep(name, folder)
-    if not any(codes):
+    if any(codes):
+        print(f"{name}: not finished; {folder.relative_to(ROOT)}/process-*.log say why", flush=True)
+    else:
         REPORTS.mkdir(exist_ok=True)
         shutil.copy(folder / "report.html", REPORTS / f"{name}.html")
     return max(codes)
