@@ -202,6 +202,14 @@ def test_a_request_that_cannot_be_read_is_refused(
         gather(file, changes, {"seed": None})
 
 
+def test_a_budget_as_an_option_is_over_the_steps_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "request.yaml"
+    file.write_text("steps: 160\nseed: 3\n")
+    given = {"steps": None, "budget": "nothing", "seed": None}
+    assert gather(file, None, given) == {"budget": "nothing", "seed": 3}
+    assert gather(file, None, {**given, "budget": None}) == {"steps": 160, "seed": 3}
+
+
 def test_a_budget_is_given_once() -> None:
     assert budget_of({"steps": 5}) == "5 steps"
     assert budget_of({"budget": "2 epochs"}) == "2 epochs"

@@ -105,6 +105,7 @@ DryRun: TypeAlias = Annotated[
 ]
 
 _NESTED = ("settings", "stages", "options")
+_LENGTH = ("steps", "budget")  # two words for how long to train
 
 
 def trunk_cache_of(values: dict[str, Any]) -> TrunkCache | None:
@@ -158,6 +159,8 @@ def gather(
     for key in values:
         if key not in known:
             raise UnknownNameError("key", key, known)
+    if any(given.get(key) is not None for key in _LENGTH):  # an option is over both of the file
+        values = {key: value for key, value in values.items() if key not in _LENGTH}
     values |= {key: value for key, value in given.items() if value is not None}
     missing = [f"--{key.replace('_', '-')}" for key in needed if values.get(key) is None]
     if missing:
