@@ -49,6 +49,8 @@ def main() -> int:
     for name in names:
         if name not in STUDIES:
             parser.error(f"{name!r} is none of {', '.join(STUDIES)}")
+    if "DELTATUNE_DATA" not in os.environ:
+        parser.error("set DELTATUNE_DATA to the folder of task data")
     return max(map(run, names))
 
 

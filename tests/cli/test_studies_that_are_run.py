@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from scripts.studies import EXPERIMENT, SETTINGS, STUDIES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = {path.stem: path for path in (ROOT / "benchmarks" / "studies").glob("*.yaml")}
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from studies import EXPERIMENT, SETTINGS, STUDIES  # noqa: E402
 
 
 def test_each_file_is_run() -> None:
