@@ -278,7 +278,8 @@ def _measured_on(measured_on: dict[str, Any], dtype: str) -> str:
     speeds = machine["gflops_of_1024_products"].items()
     speed = ", ".join(f"{number} in {name}" for name, number in speeds)
     return (
-        f"{machine['processor']}, {machine['threads']} thread of {machine['cores']} cores, "
+        f"{machine['processor']}, {machine['threads']} thread of {machine['cores']} cores "
+        "(where loads are measured, one for each), "
         f"{'with' if machine['amx'] else 'without'} AMX. Products of 1024: {speed} GFLOP/s. "
         + ", ".join(f"{name} {text}" for name, text in measured_on["versions"].items())
         + f". Backbones in {dtype}. Contenders take turns in one process; the shortest of at "
