@@ -96,11 +96,13 @@ def test_every_error_has_an_entry() -> None:
 
 
 def test_every_command_and_package_has_a_page() -> None:
-    from deltatune.cli import study
+    from deltatune.cli import hub, study, tasks
     from deltatune.cli.app import COMMANDS
 
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    names = [*COMMANDS, *(f"study {name}" for name in study.COMMANDS)]
+    groups = {"tasks": tasks, "study": study, "hub": hub}
+    inner = [f"{group} {name}" for group, module in groups.items() for name in module.COMMANDS]
+    names = [*COMMANDS, *inner]
     assert [name for name in names if f"deltatune {name}" not in text] == []
     packages = [path.parent.name for path in (ROOT / "src" / "deltatune").glob("*/__init__.py")]
     assert [name for name in packages if not (ROOT / "docs" / f"{name}.md").exists()] == []

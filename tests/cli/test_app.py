@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from deltatune import __version__
-from deltatune.cli import hub, main
+from deltatune.cli import hub, main, tasks
 from deltatune.cli import study as studies
 from deltatune.cli.app import COMMANDS, GROUPS
 from deltatune.cli.options import budget_of, gather, nested
@@ -43,14 +43,14 @@ def test_the_module_is_the_command() -> None:
 
 def test_the_commands_are_these_and_each_says_what_it_does(call: Call) -> None:
     assert list(COMMANDS) == [
-        *("train", "eval", "compare", "plan", "methods", "tasks", "export", "doctor"),
+        *("train", "eval", "compare", "plan", "methods", "export", "doctor"),
     ]
-    assert list(GROUPS) == ["study", "hub"]
+    assert list(GROUPS) == ["tasks", "study", "hub"]
     assert {"status", "watch", "query", "export"} <= set(studies.COMMANDS)
     code, out, _ = call("--help")
     assert code == 0
     out += "".join(call(group, "--help")[1] for group in GROUPS)
-    for name, command in (COMMANDS | studies.COMMANDS | hub.COMMANDS).items():
+    for name, command in (COMMANDS | tasks.COMMANDS | studies.COMMANDS | hub.COMMANDS).items():
         assert f"  {name}" in out
         first = (command.__doc__ or "").partition("\n")[0]
         assert " ".join(first.split()) in " ".join(out.split()), "no summary is cut short"
@@ -85,7 +85,9 @@ def test_the_options_are_these(call: Call) -> None:
         | {"report", "retry", "together", "trunk-cache", "on"},
         "plan": request | {"backbone", "method", "at"},
         "methods": set(),
-        "tasks": {"data", "protocol", "check"},
+        "tasks": set(),
+        "tasks show": {"data", "protocol"},
+        "tasks check": {"data", "protocol", "backbone", "rows"},
         "export": {"out", "as", "backbone", "rank"},
         "doctor": {"data"},
         "study status": {"traces"},
@@ -118,9 +120,9 @@ def test_the_options_are_these(call: Call) -> None:
     without_json = {"study export", "study run", "study watch", "hub rm", "hub tidy"}
     without_json |= {"hub site", "hub key", "hub sign"}
     without_json |= {f"study {name}" for name in EXPERIMENTS}
-    groups = {"study": studies.COMMANDS, "hub": hub.COMMANDS}
+    groups = {"tasks": tasks.COMMANDS, "study": studies.COMMANDS, "hub": hub.COMMANDS}
     inner = [f"{group} {name}" for group, commands in groups.items() for name in commands]
-    for name in [*COMMANDS, *inner]:
+    for name in [*COMMANDS, "tasks", *inner]:
         _, out, _ = call(*name.split(), "--help")
         words = out.replace(",", " ").split()
         found = {
@@ -136,7 +138,7 @@ def test_the_options_are_these(call: Call) -> None:
     ("words", "message"),
     [
         (("methods", "lorra"), "There is no method 'lorra'. Did you mean 'lora'"),
-        (("tasks", "glue_rtee"), "Did you mean 'glue_rte'"),
+        (("tasks", "show", "glue_rtee"), "Did you mean 'glue_rte'"),
         (("plan", "--method", "lora"), "Give --backbone"),
         (("train",), "Give --backbone and --task and --method"),
         (("compare", "--report", "--out", "nowhere"), "There is no study in nowhere"),

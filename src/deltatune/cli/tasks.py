@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from deltatune.cli.groups import group
 from deltatune.cli.options import Data, Json, Protocol
 from deltatune.cli.output import print_json, show
 from deltatune.core.errors import ConfigurationError
 
-__all__ = ["tasks"]
+__all__ = ["COMMANDS", "build"]
 
 _SHOWN_LABELS = 8
+Name: TypeAlias = Annotated[str, typer.Argument(help="Of the task.", metavar="NAME")]
 
 
-def tasks(
-    name: Annotated[str | None, typer.Argument(help="One task, in full.")] = None,
-    data: Data = None,
-    protocol: Protocol = None,
-    check: Annotated[
-        str | None,
-        typer.Option(help="Measure its rows by this backbone's tokenizer.", metavar="BACKBONE"),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """List the tasks, or read one and show an example."""
+def list_all(context: typer.Context, as_json: Json = False) -> None:
+    """List the tasks."""
     from deltatune.tasks import find_task, known_tasks
 
-    if name is not None:
-        _show_one(_inspect(name, data, protocol or "clean", check), as_json)
+    if context.invoked_subcommand is not None:
+        if as_json:
+            raise ConfigurationError(
+                f"Put --json behind {context.invoked_subcommand!r}, whose answer it is to shape."
+            )
         return
-    if check is not None:
-        raise ConfigurationError("--check needs a task: `deltatune tasks TASK --check BACKBONE`.")
     records = [find_task(known) for known in known_tasks()]
     if as_json:
         print_json([_describe(record) for record in records])
@@ -45,6 +40,56 @@ def tasks(
         keys = ("name", "kind", "metric", "encoder", "category")
         table.add_row(*("yes" if about[k] is True else about[k] or "" for k in keys))
     show(table)
+
+
+def show_one(
+    name: Name, data: Data = None, protocol: Protocol = None, as_json: Json = False
+) -> None:
+    """Read a task and say what it is, with one of its rows."""
+    record, splits = _load(name, data, protocol)
+    about = _inspect(record, splits, protocol, rows=1)
+    if as_json:
+        print_json(about)
+    else:
+        show(*_said(about))
+
+
+def check(
+    name: Name,
+    backbone: Annotated[
+        str, typer.Option(help="Whose tokenizer measures the rows.", metavar="NAME")
+    ] = "t5-mini",
+    rows: Annotated[int, typer.Option(help="How many rows to show.", min=1)] = 3,
+    data: Data = None,
+    protocol: Protocol = None,
+    as_json: Json = False,
+) -> None:
+    """Show rows of a task and measure all: lengths, what is cut, labels."""
+    from deltatune.backbones.load import load_backbone
+    from deltatune.execution.checking import check_rows
+
+    record, splits = _load(name, data, protocol)
+    about = _inspect(record, splits, protocol, rows)
+    found = check_rows(record, splits, load_backbone(backbone))
+    if as_json:
+        print_json({**about, "backbone": backbone, "check": found})
+    else:
+        show(*_said(about), *_measured(found, backbone))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"show": show_one, "check": check}
+
+
+def build() -> typer.Typer:
+    """Returns the commands of `deltatune tasks`."""
+    return group("List the tasks, or read one of them.", COMMANDS, alone=list_all)
+
+
+def _load(name: str, data: str | None, protocol: Any) -> tuple[Any, Any]:
+    from deltatune.tasks import find_task
+
+    record = find_task(name)
+    return record, record.load(data, protocol or "clean")
 
 
 def _describe(record: Any) -> dict[str, Any]:
@@ -60,57 +105,39 @@ def _describe(record: Any) -> dict[str, Any]:
     }
 
 
-def _inspect(name: str, data: str | None, protocol: Any, check: str | None) -> dict[str, Any]:
-    from deltatune.tasks import find_task
-
-    record = find_task(name)
-    splits = record.load(data, protocol)
-    first = splits.train[0] if splits.train else None
-    checked = {} if check is None else {"check": _check(record, splits, check)}
+def _inspect(record: Any, splits: Any, protocol: Any, rows: int) -> dict[str, Any]:
+    shown = splits.train or splits.test
     return {
         **_describe(record),
         "origin": splits.origin,
         "status": splits.status,
-        "protocol": protocol,
+        "protocol": protocol or "clean",
         "rows": {part: len(getattr(splits, part)) for part in ("train", "validation", "test")},
         "removed": dict(splits.removed),
         "notes": list(splits.notes),
-        "source": first and first.source,
-        "targets": first and list(first.targets),
-        **checked,
+        "shown": [{"source": row.source, "targets": list(row.targets)} for row in shown[:rows]],
     }
 
 
-def _check(record: Any, splits: Any, backbone: str) -> dict[str, Any]:
-    from deltatune.backbones.load import load_backbone
-    from deltatune.execution.checking import check_rows
-
-    return check_rows(record, splits, load_backbone(backbone))
-
-
-def _show_one(about: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(about)
-        return
+def _said(about: dict[str, Any]) -> list[str]:
     counts = ", ".join(f"{part} {count}" for part, count in about["rows"].items())
-    show(
+    lines = [
         f"{about['name']} (version {about['version']}): {about['kind']}, {about['metric']}",
         f"category  {about['category']}",
         f"rows      {counts} (protocol {about['protocol']})",
         f"origin    {about['origin']} ({about['status']})",
-    )
-    show(*(f"note      {note}" for note in about["notes"]))
+        *(f"note      {note}" for note in about["notes"]),
+    ]
     if about["labels"]:
-        show(f"labels    {', '.join(about['labels'])}")
-    if about["source"] is not None:
-        show(f"source    {about['source']}", f"target    {' | '.join(about['targets'])}")
-    if "check" in about:
-        show(*_checked(about["check"]))
+        lines.append(f"labels    {', '.join(about['labels'])}")
+    for row in about["shown"]:
+        lines += [f"source    {row['source']}", f"target    {' | '.join(row['targets'])}"]
+    return lines
 
 
-def _checked(check: dict[str, Any]) -> list[str]:
+def _measured(check: dict[str, Any], backbone: str) -> list[str]:
     limits = check["limits"]
-    lines = [f"limits    source {limits['source']}, target {limits['target']} tokens"]
+    lines = [f"limits    source {limits['source']}, target {limits['target']} tokens ({backbone})"]
     for part, found in check["splits"].items():
         lengths = "; ".join(
             f"{what} " + ", ".join(f"{name} {value:g}" for name, value in found[what].items())
