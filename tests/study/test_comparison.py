@@ -19,7 +19,7 @@ from deltatune.study.cell import Cell, CellResult
 from deltatune.study.comparison import Comparison, preset, run_comparison
 from deltatune.study.page import render_page, sections, write_page
 from deltatune.study.runner import Event
-from deltatune.study.section import Lines, Scatter, Table
+from deltatune.study.section import Bars, HeatMap, Lines, Scatter, Table, number_of
 from deltatune.study.select import Grid
 from deltatune.study.store import MemoryStore, Store
 from deltatune.study.summary import Summary, summarise
@@ -313,6 +313,36 @@ def test_many_tasks_share_their_curves(summary: Summary, monkeypatch: pytest.Mon
         alone = [figure.series[k].points for figure in each[::2]]
         wanted = [fmean(point[1] for point in points) for points in zip(*alone, strict=True)]
         assert [y for _, y in series.points] == pytest.approx(wanted) and not series.band
+
+
+def test_many_arms_stand_below_each_other_and_figures_show_the_best() -> None:
+    methods = tuple(f"lora(rank={rank})" for rank in range(1, 15))
+    summary = compare(MemoryStore(), tasks=("emotion", "glue_rte"), methods=methods)
+    arms, tasks = summary.arms("t5-mini"), summary.comparison.tasks
+    means = {str(arm): number_of(summary.average(arm, tasks)) or 0.0 for arm in arms}
+    wanted = set(sorted(means, key=lambda name: means[name])[2:])
+    found = {one.title.partition(" on ")[0]: one for one in sections(summary)}
+    scores, distances = found["Scores"].parts
+    assert isinstance(scores, Table) and isinstance(distances, HeatMap)
+    assert [row[0] for row in scores.rows] == [*means, "Commonest label"]
+    assert [column.title for column in scores.columns] == [
+        *("Arm", "emotion, Classification-F1", "glue_rte, ACC", "Average of all tasks"),
+        "Ratio of tunable parameters",
+    ]
+    assert scores.rows[-1][1:3] == (0.35, 0.53) and scores.averages == {len(methods)}
+    assert distances.rows == tuple(means)
+    assert distances.columns == ("emotion", "glue_rte")
+    said = "Figures of lines and bars show the 12 arms of the highest mean score."
+    for name in ("Convergence", "Cost", "Learning rates"):
+        assert said in found[name].text
+        for part in found[name].parts:
+            if isinstance(part, Lines):
+                assert {series.name for series in part.series} == wanted
+            elif isinstance(part, Bars):
+                assert set(part.bars) == wanted
+    assert sum(isinstance(part, Lines) for one in found.values() for part in one.parts) == 5
+    # Numbers of the best: one for each task and for the average.
+    assert Page(render_page(summary)).tags.count("strong") >= 4
 
 
 def test_texts_in_the_page_are_escaped() -> None:

@@ -116,9 +116,12 @@ def test_figures_write_their_values() -> None:
 def test_points_have_their_names_beside_them_or_numbers_where_there_is_no_room() -> None:
     few = draw(Scatter("a", "x", "y", tuple(Place(f"arm {n}", n, n % 3) for n in range(5))))
     assert {"arm 0", "arm 4"} <= set(texts(few))
-    crowd = tuple(Place(f"method with the name {n}", 1 + n % 4 / 99, n / 99) for n in range(20))
-    many = texts(draw(Scatter("a", "x", "y", (*crowd, Place("far", 9, 9)))))
-    assert {"1", "21", "21: far", "1: method with the name 0"} <= set(many)
+    crowd = tuple(Place(f"method with the name {n}", 1 + n % 4 / 99, n / 99) for n in range(11))
+    full = texts(draw(Scatter("a", "x", "y", (*crowd, Place("far", 9, 9)))))
+    assert {"1", "12", "12: far", "1: method with the name 0"} <= set(full)
+    many = texts(draw(Scatter("a", "x", "y", (*crowd, Place("low", 9, 0), Place("far", 9, 9)))))
+    assert {"far", "method with the name 8"} <= set(many), "of more, those of the front"
+    assert not {"low", "method with the name 7"} & set(many)
 
 
 PLACES = st.tuples(st.floats(0, 300), st.floats(0, 200))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Literal, get_args, get_type_hints
@@ -77,6 +78,13 @@ def test_the_best_of_at_least_two_scores_is_bold(row: tuple[Value, ...], bold: i
     assert page(Table("T", SCORES, (row,))).tags.count("strong") == bold
     alone = tuple(value for place, value in enumerate(row) if place < 2)
     assert "strong" not in page(Table("T", SCORES[:2], (alone,))).tags
+
+
+def test_the_best_of_a_column_is_bold_where_arms_are_rows() -> None:
+    rows: tuple[tuple[Value, ...], ...] = (("a", 0.5, 0.7), ("b", 0.6, None), ("sum", 0.9, 0.9))
+    table = Table("T", SCORES, rows, averages=frozenset([2]), best_of="column")
+    html = render("T", "", [], [Section("S", parts=(table,))])
+    assert re.findall("<strong>(.*?)</strong>", html) == ["70.00", "60.00"]
 
 
 def test_rows_that_sum_up_are_marked_and_the_rest_is_sorted_by_numbers() -> None:

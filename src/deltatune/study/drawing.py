@@ -33,6 +33,7 @@ __all__ = ["draw", "front"]
 
 HEIGHT = 200.0  # of the axes of a plot
 LEGEND_WIDTH = 400.0
+MANY_PLACES = 12  # of more the front alone is named
 
 
 def draw(figure: Figure) -> str:
@@ -181,7 +182,10 @@ def _scatter(figure: Scatter) -> Plot:
 
 
 def _name(plot: Plot, axes: Axes, dots: Mapping[Place, Any], best: Sequence[Place]) -> None:
-    """Writes the names of points beside them; numbers where there is no room, and a key below."""
+    """Writes the names of points beside them; numbers where there is no room, and a key below.
+
+    Of many points those of the front are named.
+    """
     axes.autoscale_view()
     points = {
         place: (float(x), float(y))
@@ -192,11 +196,13 @@ def _name(plot: Plot, axes: Axes, dots: Mapping[Place, Any], best: Sequence[Plac
     for (left, low), (right, high) in pairwise(points[place] for place in best):
         drawn += [Box(left, low - 3, right, low + 3), Box(right - 3, low, right + 3, high)]
     inside = Box(0.0, 0.0, axes.bbox.width, axes.bbox.height)
-    names = [wrapped(place.name, LONGEST_NAME) for place in dots]
+    if len(points) > MANY_PLACES:
+        points = {place: points[place] for place in best}
+    names = [wrapped(place.name, LONGEST_NAME) for place in points]
     spots = placed(list(points.values()), text_size(plot, names, 10), drawn, inside)
     if any(spot.covered for spot in spots):
-        _legend(plot, axes, {f"{n}: {p.name}": dot for n, (p, dot) in enumerate(dots.items(), 1)})
-        names = [str(number) for number in range(1, len(dots) + 1)]
+        _legend(plot, axes, {f"{n}: {p.name}": dots[p] for n, p in enumerate(points, 1)})
+        names = [str(number) for number in range(1, len(points) + 1)]
         spots = placed(list(points.values()), text_size(plot, names, 10), drawn, inside)
     for (x, y), name, (box, near, _) in zip(points.values(), names, spots, strict=True):
         look: dict[str, Any] = {"xycoords": "axes pixels", "annotation_clip": False}

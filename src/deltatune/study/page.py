@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from deltatune.study.cell import CellResult, Point
+from deltatune.study.cell import Arm, CellResult, Point
 from deltatune.study.report import render, write
 from deltatune.study.section import (
     Bars,
@@ -23,10 +23,11 @@ from deltatune.study.section import (
     Series,
     Table,
     Value,
+    number_of,
 )
 from deltatune.study.select import Grid
 from deltatune.study.summary import Row, Summary
-from deltatune.study.table import RATIO, percent, remarks
+from deltatune.study.table import MANY_ARMS, RATIO, arms_are_lines, percent, remarks
 
 __all__ = ["facts", "render_page", "sections", "write_page"]
 
@@ -126,6 +127,15 @@ def _rates_in_words(summary: Summary) -> str:
 
 def _scores(summary: Summary, backbone: str) -> Section:
     arms, rows = summary.arms(backbone), summary.rows(backbone)
+    note = "Test rows, times 100; the best of a task in bold."
+    if low := len(summary.below_majority(backbone)):
+        note += f" {_count(low, 'score')} not above the commonest label: see the end."
+    arrange = _by_arm if arms_are_lines(len(arms), len(rows)) else _by_task
+    parts: Parts = (arrange(summary, arms, rows, note), *_distances(arms, rows))
+    return Section(f"Scores on {backbone}", paper="Table 1", parts=parts)
+
+
+def _by_task(summary: Summary, arms: Sequence[Arm], rows: Sequence[Row], note: str) -> Table:
     with_majority = any(row.majority is not None for row in rows)
     columns = [Column("Task"), Column("Category"), Column("Metric")]
     columns += [Column("Commonest label", "number")] if with_majority else []
@@ -133,44 +143,77 @@ def _scores(summary: Summary, backbone: str) -> Section:
     ratios = [percent(summary.mean(arm, lambda result: result.ratio)) for arm in arms]
     lines: list[tuple[Value, ...]] = [(RATIO, *blanks, *ratios)]
     for row in rows:
-        name = f"{row.name} ({row.remark})" if row.remark else row.name
         majority = None if row.majority is None else 100 * row.majority
         beside = [majority] if with_majority else []
-        lines.append((name, row.category, row.metric, *beside, *row.entries))
-    low = len(summary.below_majority(backbone))
-    note = "Test rows, times 100; the best of a row in bold."
-    if low:
-        note += f" {_count(low, 'score')} not above the commonest label: see the end."
-    table = Table(
+        lines.append((_named(row), row.category, row.metric, *beside, *row.entries))
+    return Table(
         "Scores by task",
         (*columns, *(Column(str(arm), "score") for arm in arms)),
         tuple(lines),
         averages=frozenset([0, *(n for n, row in enumerate(rows, 1) if row.kind != "task")]),
         note=note,
     )
-    tasks = [row for row in rows if row.kind == "task"]
-    parts: Parts = (table, *_distances(tasks, [str(arm) for arm in arms]))
-    return Section(f"Scores on {backbone}", paper="Table 1", parts=parts)
 
 
-def _distances(rows: Sequence[Row], names: Sequence[str]) -> list[HeatMap]:
+def _by_arm(summary: Summary, arms: Sequence[Arm], rows: Sequence[Row], note: str) -> Table:
+    titles = [f"{_named(row)}, {row.metric}" if row.metric else row.name for row in rows]
+    columns = (Column("Arm"), *(Column(title, "score") for title in titles))
+    lines: list[tuple[Value, ...]] = [
+        (str(arm), *(row.entries[place] for row in rows), summary.mean(arm, lambda r: r.ratio))
+        for place, arm in enumerate(arms)
+    ]
+    if known := [row for row in rows if row.majority is not None]:
+        lines.append(("Commonest label", *(r.majority if r in known else None for r in rows), None))
+    return Table(
+        "Scores by arm",
+        (*columns, Column(RATIO, "percent")),
+        tuple(lines),
+        averages=frozenset(range(len(arms), len(lines))),
+        note=note,
+        best_of="column",
+    )
+
+
+def _named(row: Row) -> str:
+    return f"{row.name} ({row.remark})" if row.remark else row.name
+
+
+def _distances(arms: Sequence[Arm], rows: Sequence[Row]) -> list[HeatMap]:
     """Returns how far each arm stays below the best of each task, where there is a choice."""
+    tasks = [row for row in rows if row.kind == "task"]
     values = []
-    for row in rows:
+    for row in tasks:
         means = [None if entry is None else entry.mean for entry in row.entries]
         top = max((m for m in means if m is not None and math.isfinite(m)), default=math.nan)
         values.append(tuple(None if m is None else round(100 * (m - top), 2) for m in means))
-    if len(names) < 2 or not any(v is not None and math.isfinite(v) for row in values for v in row):
+    if len(arms) < 2 or not any(v is not None and math.isfinite(v) for row in values for v in row):
         return []
-    title = "Points below the best of each task"
-    return [HeatMap(title, tuple(row.name for row in rows), tuple(names), tuple(values))]
+    title, names = "Points below the best of each task", tuple(map(str, arms))
+    labels = tuple(row.name for row in tasks)
+    if arms_are_lines(len(arms), len(rows)):
+        return [HeatMap(title, names, labels, tuple(zip(*values, strict=True)))]
+    return [HeatMap(title, labels, names, tuple(values))]
+
+
+def _drawn(summary: Summary, backbone: str) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
+    """Returns the arms that figures show, and what is to be said of it: all, or, of more than can
+    be told apart, those of the highest mean score.
+    """
+    arms, tasks = summary.arms(backbone), summary.comparison.tasks
+    if len(arms) <= MANY_ARMS:
+        return arms, ()
+    means = {arm: number_of(summary.average(arm, tasks)) for arm in arms}
+    ranked = sorted(arms, key=lambda arm: -math.inf if (m := means[arm]) is None else m)
+    best = set(ranked[-MANY_ARMS:])
+    said = f"Figures of lines and bars show the {MANY_ARMS} arms of the highest mean score."
+    return tuple(arm for arm in arms if arm in best), (said,)
 
 
 _MOST_CURVES = 12  # tasks that have figures of their own
 
 
 def _convergence(summary: Summary, backbone: str) -> Section:
-    arms, title = summary.arms(backbone), f"Convergence on {backbone}"
+    title, (arms, said) = f"Convergence on {backbone}", _drawn(summary, backbone)
     if all(len(result.curve) < 2 for arm in arms for result in summary.results(arm)):
         once = "Each run was evaluated once, at its end. With settings.evaluation_every curves"
         return Section(title, text=(f"{once} stand here.",))
@@ -195,7 +238,7 @@ def _convergence(summary: Summary, backbone: str) -> Section:
         for across, place in axes.items()
     ]
     text += ", from the lowest to the highest of them." if spread else "."
-    return Section(title, text=(text,), parts=tuple(f for f in figures if _has_points(f)))
+    return Section(title, text=(text, *said), parts=tuple(f for f in figures if _has_points(f)))
 
 
 def _has_points(figure: Lines) -> bool:
@@ -222,7 +265,7 @@ def _mean_curve(
 
 
 def _costs(summary: Summary, backbone: str) -> Section:
-    arms = summary.arms(backbone)
+    arms, (drawn, said) = summary.arms(backbone), _drawn(summary, backbone)
     means = {arm: summary.average(arm, summary.comparison.tasks) for arm in arms}
     costs = [
         (column, {arm: summary.mean(arm, measure) for arm in arms}) for column, measure in COSTS
@@ -253,12 +296,13 @@ def _costs(summary: Summary, backbone: str) -> Section:
             name = column.title.partition(",")[0].lower()
             axes = (column.title, "mean score over the tasks")
             clouds.append(Scatter(f"Score against {name}", *axes, places, log))
-        heights = {str(arm): {column.title: x} for arm, x in by_arm.items() if x is not None}
+        heights = {str(a): {column.title: x} for a in drawn if (x := by_arm[a]) is not None}
         bars.append(Bars(column.title, column.title, heights))
     text = (
         "Means over tasks and seeds. Time is that of training alone, without evaluation.",
         "Filled points, joined by a line, are the Pareto front: nothing that costs less scores"
         " as high.",
+        *said,
     )
     return Section(f"Cost on {backbone}", text=text, parts=(table, *clouds, *bars))
 
@@ -269,6 +313,7 @@ def _rates(summary: Summary, backbone: str) -> list[Section]:
     if not found:
         return []
     whole, on = len(summary.comparison.tasks), summary.comparison.selection
+    drawn, said = _drawn(summary, backbone)
     places = dict.fromkeys(group.tasks for group, _ in found)
     rows: list[tuple[Value, ...]] = []
     curves: dict[tuple[str, ...], list[Series]] = {tasks: [] for tasks in places}
@@ -278,6 +323,8 @@ def _rates(summary: Summary, backbone: str) -> list[Section]:
         tried = float(len(choice.means))
         edge = "at the edge" if choice.at_edge else ""
         rows.append((str(group.arm), tasks, tried, choice.rate, score, edge))
+        if group.arm not in drawn:
+            continue
         points = [(r, 100 * mean) for r, mean in choice.means.items() if math.isfinite(mean)]
         ring = frozenset(n for n, (rate, _) in enumerate(points) if rate == choice.rate)
         curves[group.tasks].append(Series(str(group.arm), tuple(points), ringed=ring))
@@ -297,6 +344,7 @@ def _rates(summary: Summary, backbone: str) -> list[Section]:
         f"Mean score on the {on} rows, times 100, for each learning rate that was tried; a ring is"
         " around the one chosen."
         + (" Test rows had no say." if on == "validation" else " They are the rows reported."),
+        *said,
     )
     parts: Parts = (Table("Learning rates", columns, tuple(rows)), *filter(_has_points, figures))
     return [Section(f"Learning rates on {backbone}", text=text, parts=parts)]

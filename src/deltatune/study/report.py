@@ -71,31 +71,40 @@ def _part(part: Table | Figure) -> dict[str, Any]:
     from markupsafe import Markup
 
     if isinstance(part, Table):
-        return {"table": part, "rows": [_row(part, number) for number in range(len(part.rows))]}
+        return {"table": part, "rows": _rows(part)}
     # The only text that is not escaped here: it is our own XML, escaped where it was written.
     return {"table": None, "title": part.title, "svg": Markup(draw(part))}
 
 
-def _row(table: Table, number: int) -> dict[str, Any]:
-    row = table.rows[number]
-    best = _best_places(table.columns, row)
-    return {
-        "average": number in table.averages,
-        "cells": [
-            {**_cell(value, column), "best": place in best}
-            for place, (value, column) in enumerate(zip(row, table.columns, strict=True))
-        ],
-    }
+def _rows(table: Table) -> list[dict[str, Any]]:
+    best = _best_places(table)
+    return [
+        {
+            "average": number in table.averages,
+            "cells": [
+                {**_cell(value, column), "best": (number, place) in best}
+                for place, (value, column) in enumerate(zip(row, table.columns, strict=True))
+            ],
+        }
+        for number, row in enumerate(table.rows)
+    ]
 
 
-def _best_places(columns: Sequence[Column], row: Sequence[Value]) -> set[int]:
-    """Returns the places of the highest score of a row, as it is written; none of a single one."""
-    scores = [place for place, column in enumerate(columns) if column.kind == "score"]
-    means = {place: number_of(row[place]) for place in scores}
-    written = {place: round(100 * m, 2) for place, m in means.items() if m is not None}
-    if len(scores) < 2 or not written:
-        return set()
-    return {place for place, mean in written.items() if mean == max(written.values())}
+def _best_places(table: Table) -> set[tuple[int, int]]:
+    """Returns (row, column) of the highest scores, as they are written; none of a single one."""
+    scores = [place for place, column in enumerate(table.columns) if column.kind == "score"]
+    if table.best_of == "row":
+        lines = [[(number, place) for place in scores] for number in range(len(table.rows))]
+    else:
+        arms = [number for number in range(len(table.rows)) if number not in table.averages]
+        lines = [[(number, place) for number in arms] for place in scores]
+    found: set[tuple[int, int]] = set()
+    for line in lines:
+        means = {at: number_of(table.rows[at[0]][at[1]]) for at in line}
+        written = {at: round(100 * m, 2) for at, m in means.items() if m is not None}
+        if len(line) > 1:
+            found |= {at for at, mean in written.items() if mean == max(written.values())}
+    return found
 
 
 def _cell(value: Value, column: Column) -> dict[str, Any]:

@@ -18,8 +18,11 @@ from rich.text import Text
 from deltatune.study.summary import Row, Spread, Summary
 
 __all__ = [
+    "MANY_ARMS",
+    "RATIO",
     "Entry",
     "Layout",
+    "arms_are_lines",
     "as_data",
     "as_markdown",
     "as_tables",
@@ -32,6 +35,11 @@ __all__ = [
 
 RATIO = "Ratio of tunable parameters"
 MANY_ARMS = 12  # more do not stand beside each other on a page
+
+
+def arms_are_lines(arms: int, rows: int) -> bool:
+    """Whether so many arms stand below each other, and the rows of tasks and averages beside."""
+    return arms > max(MANY_ARMS, rows + 2)
 
 
 def percent(ratio: float | None) -> str:
@@ -186,7 +194,7 @@ def layout(summary: Summary, backbone: str) -> Layout:
         lines.append([Entry(text, place in best, kind) for place, text in enumerate(line)])
         if row is rows[-1] or rows[number - 1].category != row.category:
             ends.add(number)
-    if arms > max(MANY_ARMS, len(lines)):
+    if arms_are_lines(arms, len(rows)):
         # Arms are lines now, behind those of metrics and commonest labels.
         ends = {len(lines[0]) - arms - 1}
         lines = [list(column) for column in zip(*lines, strict=True)]
