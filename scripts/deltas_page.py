@@ -1,21 +1,21 @@
 """Writes docs/results/deltas.md from the study of benchmarks/deltas.yaml.
 
-    python scripts/deltas_page.py runs/deltas --untrained runs/untrained
+    python scripts/deltas_page.py runs/deltas --untrained runs/untrained --longer runs/deltas-longer
 
 The second study is the same with `--methods full --budget nothing --seeds 1 --learning-rates x1`:
-what the backbone says with a head that was only drawn. The exit code is 1 where a method is further
-than five points below full tuning and REASONS do not say why, below the untrained model, or has its
-best rate at an edge.
+what the backbone says with a head that was only drawn. The third is that of
+`scripts/deltas_longer.py`. The exit code is 1 where a method is further than five points below full
+tuning and REASONS do not say why, below the untrained model, or has its best rate at an edge.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deltatune.study.cell import Arm
-from deltatune.study.store import open_study
+from deltatune.study.store import Done, open_study
 from deltatune.study.summary import Spread, Summary, summarise
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "deltas.md"
@@ -30,34 +30,62 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study")
     parser.add_argument("--untrained", required=True)
+    parser.add_argument("--longer", required=True)
     arguments = parser.parse_args()
     found, plain = (summarise(open_study(at)) for at in (arguments.study, arguments.untrained))
     tasks = found.comparison.tasks
-    arms = found.arms(BACKBONE)
-    averages = {arm: found.average(arm, tasks) for arm in arms}
-    full = next(averages[arm] for arm in arms if arm.method == "full")
-    untrained = plain.average(plain.arms(BACKBONE)[0], tasks)
+    averages = {arm: found.average(arm, tasks) for arm in found.arms(BACKBONE)}
+    full, untrained = averages[full_tuning(found)], plain.average(full_tuning(plain), tasks)
     assert full is not None and untrained is not None
-    behind = [
-        arm for arm in arms if (own := averages[arm]) is None or own.mean < full.mean - POINTS
-    ]
-    below = [arm for arm in behind if (own := averages[arm]) and own.mean < untrained.mean]
+    late = behind(found)
+    below = [arm for arm in late if (own := averages[arm]) and own.mean < untrained.mean]
     lines = [
         _head(found, plain, full, untrained),
-        *(_row(found, arm, averages[arm], full) for arm in arms),
+        *(_row(found, arm, average, full) for arm, average in averages.items()),
         "",
         "## More than five points below full tuning",
         "",
-        *(
-            f"- `{arm.method}`: {REASONS.get(arm.method, '**no reason is known**')}"
-            for arm in behind
-        ),
+        *(f"- `{a.method}`: {REASONS.get(a.method, '**no reason is known**')}" for a in late),
+        "",
+        *_longer(found, list(open_study(arguments.longer).done().values())),
         "",
     ]
     edges = [str(group) for group, choice in found.choices.items() if choice.at_edge]
     lines += [f"Best rates at an edge of their grids: {', '.join(edges) or 'none'}.", ""]
     PAGE.write_text("\n".join(lines), encoding="utf-8")
-    return int(bool(edges or below or [arm for arm in behind if arm.method not in REASONS]))
+    return int(bool(edges or below or [arm for arm in late if arm.method not in REASONS]))
+
+
+def full_tuning(found: Summary) -> Arm:
+    """Returns the arm of full tuning."""
+    return next(arm for arm in found.arms(BACKBONE) if arm.method == "full")
+
+
+def behind(found: Summary) -> list[Arm]:
+    """Returns the arms whose average is further than five points below that of full tuning."""
+    tasks = found.comparison.tasks
+    full = found.average(full_tuning(found), tasks)
+    assert full is not None
+    averages = {arm: found.average(arm, tasks) for arm in found.arms(BACKBONE)}
+    return [a for a, own in averages.items() if own is None or own.mean < full.mean - POINTS]
+
+
+def _longer(found: Summary, longer: Sequence[Done]) -> list[str]:
+    """Returns the table of what was trained longer, beside the same seed of the study."""
+    short = {(c.method, c.task, c.seed): result for c, result in found.final if result is not None}
+    budgets = ", ".join(sorted({done.cell.budget for done in longer}))
+    lines = [
+        f"With {budgets} instead of {found.comparison.budget}, at the same rate, seed 0:",
+        "",
+        "| | task | score | with more steps | full tuning |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for done in longer:
+        cell, before = done.cell, short[done.cell.method, done.cell.task, done.cell.seed]
+        full = short["full", cell.task, cell.seed]
+        scores = " | ".join(f"{100 * one.score:.2f}" for one in (before, done.result, full))
+        lines.append(f"| `{cell.method}` | {cell.task} | {scores} |")
+    return lines
 
 
 def _head(found: Summary, plain: Summary, full: Spread, untrained: Spread) -> str:

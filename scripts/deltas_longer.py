@@ -1,0 +1,57 @@
+"""Trains longer what stays behind in the study of every delta: is it steps that they lack?
+
+    DELTATUNE_DATA=... python scripts/deltas_longer.py runs/deltas --out runs/deltas-longer
+
+Every method that is further than five points below full tuning, on the tasks on which it is, at the
+rate that the study chose for it, with five times the steps and seed 0. It goes on where it stopped,
+and several processes share the folder. `scripts/deltas_page.py` writes what came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from deltas_page import BACKBONE, POINTS, behind, full_tuning
+
+from deltatune import api
+from deltatune.study.comparison import Comparison
+from deltatune.study.select import Grid
+from deltatune.study.store import open_study
+from deltatune.study.summary import summarise
+from deltatune.training.budget import Steps, parse
+
+TIMES = 5
+
+
+def main() -> int:
+    """Runs them, one method after the other."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--without", action="append", default=[], metavar="METHOD")
+    arguments = parser.parse_args()
+    found = summarise(open_study(arguments.study))
+    full, budget = full_tuning(found), parse(found.comparison.budget)
+    assert isinstance(budget, Steps)
+    rates = {group.arm: choice.rate for group, choice in found.choices.items()}
+    for arm in behind(found):
+        tasks = [
+            task
+            for task in found.comparison.tasks
+            if (own := found.spread(arm, task)) and (best := found.spread(full, task))
+            if own.mean < best.mean - POINTS
+        ]
+        if arm.method in arguments.without or (rate := rates[arm]) is None:
+            continue
+        same = found.comparison.model_dump(exclude={"grid", "extend"})
+        changed = {"backbones": [BACKBONE], "methods": [arm.method], "tasks": tasks, "seeds": 1}
+        longer = Comparison(
+            **{**same, **changed, "budget": str(Steps(TIMES * budget.count))},
+            grid=Grid(values=(rate,), relative=False),
+        )
+        api.compare(longer, arguments.out, watch=lambda event: print(event, flush=True))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
