@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args, get_type_hints
 
@@ -85,6 +86,7 @@ def test_the_best_of_a_column_is_bold_where_arms_are_rows() -> None:
     table = Table("T", SCORES, rows, averages=frozenset([2]), best_of="column")
     html = render("T", "", [], [Section("S", parts=(table,))])
     assert re.findall("<strong>(.*?)</strong>", html) == ["70.00", "60.00"]
+    assert "strong" not in page(replace(table, best_of="nothing")).tags
 
 
 def test_rows_that_sum_up_are_marked_and_the_rest_is_sorted_by_numbers() -> None:

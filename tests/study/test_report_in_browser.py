@@ -26,6 +26,11 @@ SORTED = Table(
     ),
     averages=frozenset([3]),
 )
+LONG = Table(
+    "To break",
+    (Column("Name"), Column("name_without_a_place_to_break_" * 3, "score"), Column("Text")),
+    (("lora(at='attention.q|attention.k|attention.v|ffn.up')", 0.5, "word_" * 20),),
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +40,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     comparison = Comparison(backbones=("t5-mini",), tasks=tuple(TASKS), methods=methods)
     run_comparison(comparison, execute, store)
     found = [Section("First", parts=(SORTED,)), *sections(summarise(store))]
+    found.append(Section("Last", parts=(LONG,)))
     path = tmp_path_factory.mktemp("page") / "report.html"
     return write(path, "Title " * 9, "word" * 60, [("fact" * 9, "v" * 200)], found).as_uri()
 
@@ -106,3 +112,13 @@ def test_what_is_wide_fits_on_paper(browser: Any, address: str) -> None:
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     browser.get(address)
     assert browser.find_element("css selector", "html").get_property("scrollWidth") <= 720
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_no_text_runs_into_the_next_cell(browser: Any, address: str, width: int) -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(address)
+    cells = browser.find_elements("css selector", "th, td")
+    wide = [cell for cell in cells if cell.get_property("scrollWidth") > 1 + cell.size["width"]]
+    assert [cell.text for cell in wide] == []

@@ -92,6 +92,8 @@ def _rows(table: Table) -> list[dict[str, Any]]:
 
 def _best_places(table: Table) -> set[tuple[int, int]]:
     """Returns (row, column) of the highest scores, as they are written; none of a single one."""
+    if table.best_of == "nothing":
+        return set()
     scores = [place for place, column in enumerate(table.columns) if column.kind == "score"]
     if table.best_of == "row":
         lines = [[(number, place) for place in scores] for number in range(len(table.rows))]

@@ -96,7 +96,7 @@ class Table:
         rows: a value for each column, None where there is none.
         averages: numbers of the rows that sum up others; they stay below when a reader sorts.
         note: what must be said below it, "" for nothing.
-        best_of: where the highest score is the best: of each row, or of each column.
+        best_of: where the highest score is the best: of each row, of each column, or nowhere.
     """
 
     title: str
@@ -104,7 +104,7 @@ class Table:
     rows: tuple[tuple[Value, ...], ...]
     averages: frozenset[int] = frozenset()
     note: str = ""
-    best_of: Literal["row", "column"] = "row"
+    best_of: Literal["row", "column", "nothing"] = "row"
 
     def __post_init__(self) -> None:
         for row in self.rows:

@@ -88,6 +88,7 @@ def _beside_the_paper(summary: Summary, arms: Sequence[Arm]) -> Table | None:
         tuple(rows),
         averages=frozenset({len(rows) - 1}),
         note="An average stands only where every task has a score.",
+        best_of="nothing",
     )
 
 
