@@ -16,6 +16,7 @@ from pydantic import Field
 
 from deltatune.core.errors import StateError
 from deltatune.study.cell import Strict
+from deltatune.study.claim import Claim, Summaries
 from deltatune.study.comparison import NOTE, Comparison, Describe, run_comparison
 from deltatune.study.runner import Execute, Outcome, Pool, Together, Watch
 from deltatune.study.section import Section
@@ -36,7 +37,6 @@ __all__ = [
 STUDY = "study"  # the name under which a store keeps which study it is
 
 Parts: TypeAlias = dict[str, Comparison]
-Summaries: TypeAlias = Mapping[str, Summary]
 
 
 def _alone(base: Comparison) -> Parts:
@@ -54,6 +54,7 @@ class Experiment:
         sections: the report, from the summaries of the parts.
         parts: the comparisons, by name, from the base; the base itself, with no name, if not given.
         defaults: fields of the base that are not given.
+        claims: what the paper says of it.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Experiment:
     sections: Callable[[Summaries], list[Section]]
     parts: Callable[[Comparison], Parts] = _alone
     defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    claims: tuple[Claim, ...] = ()
 
     def study(self, **fields: Any) -> Study:
         """The study of this experiment on what is given. Raises ConfigurationError."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltatune.study import page
+from deltatune.study.claim import held_to
 from deltatune.study.experiment import Summaries, studied, summaries
 from deltatune.study.experiments import find_experiment
 from deltatune.study.report import write
@@ -43,7 +44,8 @@ def findings(store: Store) -> Findings:
     """Returns what a store says of its study. Raises StateError if it holds none."""
     study, found = studied(store), summaries(store)
     experiment = find_experiment(study.experiment)
-    sections = experiment.sections(found) if found else []
+    sections = held_to(experiment.claims, found) if found else []
+    sections += experiment.sections(found) if found else []
     for name, summary in found.items():
         if summary.comparison.budget != NOTHING:  # else there are no curves and costs to show
             ahead = f"{name}: " if name else ""

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.grammar import parse
+from deltatune.study.claim import Claim, Found, Look, everywhere
 from deltatune.study.comparison import Comparison
 from deltatune.study.experiment import Experiment, Parts, Summaries
-from deltatune.study.experiments.over_tasks import INTERVALS, mean, over_tasks, with_interval
+from deltatune.study.experiments.over_tasks import (
+    INTERVALS,
+    in_points,
+    mean,
+    over_tasks,
+    with_interval,
+)
 from deltatune.study.section import Column, Section, Table, Value
 from deltatune.study.select import Grid
 from deltatune.study.summary import Summary
@@ -144,6 +152,34 @@ def _effects(scores: Mapping[Subset, Sequence[float]]) -> Table:
     return Table("Interaction effects", columns, rows, note=INTERVALS)
 
 
+def _adding(name: str, agrees: Callable[[float, float], bool]) -> Look:
+    """What a method does to what it joins. `agrees` is asked of the mean difference and of the
+    share of the combinations that it raises.
+    """
+
+    def look(summary: Summary, backbone: str) -> Found | None:
+        arms = summary.arms(backbone)
+        found = over_tasks(summary, arms)
+        scores = {
+            frozenset(one.name for one in parse(arm.method).methods): found[str(arm)]
+            for arm in arms
+        }
+        joined = [(scores[one], scores[one | {name}]) for one in scores if one | {name} in scores]
+        gains = [
+            [b - a for a, b in zip(before, after, strict=True)]
+            for before, after in joined
+            if before is not after
+        ]
+        if not gains or not gains[0]:
+            return None
+        raised = sum(sum(one) > 0 for one in gains)
+        by_task = [fmean(one) for one in zip(*gains, strict=True)]
+        here = f"{in_points(by_task)} points; {raised} of {len(gains)} averages rise."
+        return Found(here, agrees(fmean(by_task), raised / len(gains)))
+
+    return everywhere(look, but=UNTUNED)
+
+
 EXPERIMENT = Experiment(
     name="combination",
     shows="every subset of several deltas at once, with all rows and with 16 of each label",
@@ -151,4 +187,18 @@ EXPERIMENT = Experiment(
     sections=_sections,
     parts=_parts,
     defaults={"methods": ("prompt", "bitfit", "adapter")},
+    claims=(
+        Claim(
+            "An adapter in the combination almost always raises the average.",
+            _adding("adapter", lambda mean, share: mean > 0 and share > 0.5),
+        ),
+        Claim(
+            "Prompt tuning in the combination generally harms the average.",
+            _adding("prompt", lambda mean, share: mean < 0),
+        ),
+        Claim(
+            "BitFit in the combination generally improves the average.",
+            _adding("bitfit", lambda mean, share: mean > 0),
+        ),
+    ),
 )

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, median
 
 from deltatune.study.cell import Arm, CellResult, Point
+from deltatune.study.claim import Claim, Found, everywhere
 from deltatune.study.comparison import Comparison
 from deltatune.study.experiment import Experiment, Parts, Summaries
-from deltatune.study.experiments.over_tasks import mean, over_tasks
+from deltatune.study.experiments.over_tasks import in_order, mean, named, over_tasks
 from deltatune.study.section import Column, Lines, Section, Series, Table
 from deltatune.study.summary import Summary
 from deltatune.training.budget import Steps, parse
 
-__all__ = ["EXPERIMENT", "area", "reached", "with_curve"]
+__all__ = ["EXPERIMENT", "area", "reached", "speed", "with_curve"]
 
 POINTS = 20  # of a curve, where no other distance is asked for
 SHARES = (0.9, 0.95, 0.99)
@@ -102,6 +103,24 @@ def _relative(results: Sequence[CellResult]) -> tuple[tuple[float, float], ...]:
     return tuple((s, fmean(found)) for s, found in sorted(by_step.items()) if len(found) == most)
 
 
+def speed(result: CellResult) -> float | None:
+    """How soon a run is near its end: the area under its curve as a share of its best score."""
+    whole = area(result)
+    best = max((p.validation for p in result.curve if p.validation is not None), default=0.0)
+    return None if whole is None or best <= 0 else whole / best
+
+
+def _speeds(summary: Summary, backbone: str) -> Found | None:
+    arms = named(summary, backbone, "full", "adapter", "lora", "prefix")
+    found = over_tasks(summary, list(arms.values()), speed)
+    means = {name: fmean(values) for name, arm in arms.items() if (values := found[str(arm)])}
+    if len(means) < 4:
+        return None
+    here = f"Area under the curve, as a share of a run's best score: {in_order(means)}."
+    ordered = sorted(means, key=lambda name: -means[name])
+    return Found(here, ordered[0] == "full" and ordered[-1] == "prefix")
+
+
 EXPERIMENT = Experiment(
     name="convergence",
     shows="how soon each method is near its end, in steps and in seconds",
@@ -109,4 +128,5 @@ EXPERIMENT = Experiment(
     sections=_sections,
     parts=_parts,
     defaults={"methods": ("prompt", "prefix", "lora", "adapter", "full")},
+    claims=(Claim("Convergence is ranked FT > AP ≈ LR > PF.", everywhere(_speeds)),),
 )

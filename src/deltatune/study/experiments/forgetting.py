@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
 from deltatune.core.errors import ConfigurationError
 from deltatune.study.cell import CellResult
+from deltatune.study.claim import Claim, Found
 from deltatune.study.comparison import Comparison
 from deltatune.study.experiment import Experiment, Parts, Summaries
+from deltatune.study.experiments.over_tasks import named
 from deltatune.study.section import Column, Section, Table, Value
 from deltatune.study.select import Grid
 from deltatune.study.summary import Summary
@@ -87,6 +89,26 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
+def _text(results: Sequence[CellResult]) -> float | None:
+    return _mean([result.measured.get("text") for result in results])
+
+
+def _mitigated(summaries: Summaries) -> Mapping[str, Found]:
+    if not {TRAINED, UNTRAINED} <= summaries.keys():
+        return {}
+    trained, untrained, found = summaries[TRAINED], summaries[UNTRAINED], dict[str, Found]()
+    for backbone in trained.comparison.backbones:
+        before = _text(untrained.results(untrained.arms(backbone)[0]))
+        after = {n: _text(trained.results(arm)) for n, arm in named(trained, backbone).items()}
+        rises = {n: v - before for n, v in after.items() if v is not None and before is not None}
+        if "full" in rises and len(rises) > 1:
+            said = ", ".join(f"{name} {rise:+.2f}" for name, rise in rises.items())
+            here = f"Loss on texts of no task, against before, in nats a token: {said}."
+            agrees = all(rise < rises["full"] for name, rise in rises.items() if name != "full")
+            found[backbone] = Found(here, agrees)
+    return found
+
+
 EXPERIMENT = Experiment(
     name="forgetting",
     shows="what training on a task costs elsewhere, with the delta on and off",
@@ -97,4 +119,5 @@ EXPERIMENT = Experiment(
         "backbones": ("t5-mini",),
         "methods": ("lora", "adapter", "prefix", "bitfit", "full"),
     },
+    claims=(Claim("Deltas mitigate catastrophic forgetting.", _mitigated),),
 )

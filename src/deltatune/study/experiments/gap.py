@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import fmean
 
+from deltatune.core.grammar import parse
 from deltatune.study.cell import CellResult
+from deltatune.study.claim import Claim, Found, everywhere
 from deltatune.study.comparison import Comparison
 from deltatune.study.experiment import Experiment, Parts, Summaries
-from deltatune.study.experiments.over_tasks import INTERVALS, mean, over_tasks, with_interval
+from deltatune.study.experiments.over_tasks import (
+    INTERVALS,
+    in_order,
+    mean,
+    named,
+    over_tasks,
+    with_interval,
+)
 from deltatune.study.section import Column, Section, Table, Value
 from deltatune.study.summary import Spread, Summary
 
@@ -85,6 +95,44 @@ def _by_task(summary: Summary, backbone: str) -> Table:
     return Table("Gaps by task", heads, tuple(rows))
 
 
+def _gaps(summary: Summary, backbone: str) -> dict[str, float]:
+    """Method -> its mean gap over the tasks that all have it on."""
+    arms = named(summary, backbone)
+    found = over_tasks(summary, list(arms.values()), gap)
+    return {name: fmean(gaps) for name, arm in arms.items() if (gaps := found[str(arm)])}
+
+
+def _below_full(summary: Summary, backbone: str) -> Found | None:
+    gaps = _gaps(summary, backbone)
+    full = gaps.get("full")
+    if full is None or len(gaps) < 2:
+        return None
+    agrees = all(value < full for name, value in gaps.items() if name != "full")
+    return Found(f"Gaps: {in_order(gaps)}.", agrees)
+
+
+def _prompt_least(summary: Summary, backbone: str) -> Found | None:
+    gaps = {name: value for name, value in _gaps(summary, backbone).items() if name != "full"}
+    if "prompt" not in gaps or len(gaps) < 2:
+        return None
+    least = min(gaps, key=gaps.__getitem__)
+    own = f"prompt {100 * gaps['prompt']:.1f}"
+    return Found(f"The smallest is {least} {100 * gaps[least]:.1f}; {own}.", least == "prompt")
+
+
+def _sums_widen(summary: Summary, backbone: str) -> Found | None:
+    alone, arms = _gaps(summary, backbone), summary.arms(backbone)
+    found = over_tasks(summary, arms, gap)
+    said, agrees = [], []
+    for arm in arms:
+        members = [method.name for method in parse(arm.method).methods]
+        if len(members) > 1 and found[str(arm)] and all(name in alone for name in members):
+            whole, largest = fmean(found[str(arm)]), max(alone[name] for name in members)
+            said.append(f"{arm} {100 * whole:.1f}, its members up to {100 * largest:.1f}")
+            agrees.append(whole > largest)
+    return Found(f"{'; '.join(said)}.", sum(agrees) > len(agrees) / 2) if said else None
+
+
 EXPERIMENT = Experiment(
     name="gap",
     shows="how much better each method does on the rows that it was trained on",
@@ -92,4 +140,12 @@ EXPERIMENT = Experiment(
     sections=_sections,
     parts=_parts,
     defaults={"methods": ("prompt", "bitfit", "adapter", "lora", "full"), "seeds": 3},
+    claims=(
+        Claim(
+            "The gap of a single delta is always smaller than that of fine-tuning.",
+            everywhere(_below_full),
+        ),
+        Claim("Prompt tuning tends to have the smallest gap.", everywhere(_prompt_least)),
+        Claim("Combining deltas generally enlarges the gap.", everywhere(_sums_widen)),
+    ),
 )

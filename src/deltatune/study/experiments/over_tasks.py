@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
+from deltatune.core.grammar import parse
 from deltatune.study.cell import Arm, CellResult
 from deltatune.study.section import Column, Ranks, Table
 from deltatune.study.statistics import critical_distance, interval, mean_ranks, pairs
@@ -15,7 +16,11 @@ __all__ = [
     "INTERVALS",
     "Measure",
     "differences",
+    "in_order",
+    "in_points",
     "mean",
+    "named",
+    "only_name",
     "over_tasks",
     "ranks",
     "with_interval",
@@ -78,3 +83,30 @@ def ranks(title: str, scores: dict[str, list[float]]) -> Ranks:
     """The mean ranks of arms over tasks."""
     tasks = len(next(iter(scores.values())))
     return Ranks(title, mean_ranks(scores), critical_distance(len(scores), tasks))
+
+
+def only_name(arm: Arm) -> str | None:
+    """The name of an arm's method, without its settings; None of several at once."""
+    methods = parse(arm.method).methods
+    return methods[0].name if len(methods) == 1 else None
+
+
+def named(summary: Summary, backbone: str, *names: str) -> dict[str, Arm]:
+    """Name -> the first arm of that method alone; of these names, where any are given."""
+    found: dict[str, Arm] = {}
+    for arm in summary.arms(backbone):
+        name = only_name(arm)
+        if name is not None and (not names or name in names):
+            found.setdefault(name, arm)
+    return found
+
+
+def in_points(values: Sequence[float]) -> str:
+    """Writes a mean difference of scores with its interval: "-1.2 (-2.0 to -0.3)"."""
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * (v or 0) for v in with_interval(values)))
+
+
+def in_order(values: Mapping[str, float]) -> str:
+    """Writes scores from the highest: "lora 83.1 > full 82.0"."""
+    ordered = sorted(values, key=lambda name: -values[name])
+    return " > ".join(f"{name} {100 * values[name]:.1f}" for name in ordered)

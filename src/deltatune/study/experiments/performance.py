@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from deltatune.core.grammar import parse
 from deltatune.study.cell import Arm
+from deltatune.study.claim import Claim, Found, everywhere
 from deltatune.study.experiment import Experiment, Summaries
-from deltatune.study.experiments.over_tasks import differences, over_tasks, ranks
+from deltatune.study.experiments.over_tasks import (
+    differences,
+    in_order,
+    in_points,
+    named,
+    only_name,
+    over_tasks,
+    ranks,
+)
 from deltatune.study.section import Column, Section, Table, Value
 from deltatune.study.summary import Summary
 from deltatune.tasks.reference import table1
@@ -63,7 +71,7 @@ def _of_backbone(summary: Summary, arms: Sequence[Arm], where: str) -> list[Sect
 
 def _beside_the_paper(summary: Summary, arms: Sequence[Arm]) -> Table | None:
     """Ours and the paper's, for the arms and tasks that both have."""
-    columns = {arm: PRINTED[n] for arm in arms if (n := _only_name(arm)) in PRINTED}
+    columns = {arm: PRINTED[n] for arm in arms if (n := only_name(arm)) in PRINTED}
     printed = {row["task_id"]: row for row in table1() if row["kind"] == "task"}
     tasks = [task for task in summary.comparison.tasks if task in printed]
     if not columns or not tasks:
@@ -80,7 +88,7 @@ def _beside_the_paper(summary: Summary, arms: Sequence[Arm]) -> Table | None:
     heads = [
         Column(title, "score")
         for arm in columns
-        for title in (str(arm), f"{_only_name(arm)}: paper")
+        for title in (str(arm), f"{only_name(arm)}: paper")
     ]
     return Table(
         "Scores",
@@ -97,9 +105,64 @@ def _mean(values: Sequence[Value]) -> Value:
     return fmean(found) if len(found) == len(values) else None
 
 
-def _only_name(arm: Arm) -> str | None:
-    methods = parse(arm.method).methods
-    return methods[0].name if len(methods) == 1 else None
+def _scores(summary: Summary, backbone: str) -> dict[str, list[float]]:
+    """Method of the paper -> its score on each task that all have; empty without tasks."""
+    arms = named(summary, backbone, *PRINTED)
+    found = over_tasks(summary, list(arms.values()))
+    return {name: scores for name, arm in arms.items() if (scores := found[str(arm)])}
+
+
+def _comparable(summary: Summary, backbone: str) -> Found | None:
+    scores = _scores(summary, backbone)
+    full, near = (
+        scores.get("full"),
+        [name for name in ("lora", "adapter", "prefix") if name in scores],
+    )
+    if full is None or not near:
+        return None
+    allowed = paper_averages("ft")["overall"] - paper_averages("pf")["overall"]
+    apart = {name: [a - b for a, b in zip(scores[name], full, strict=True)] for name in near}
+    said = ", ".join(f"{name} {in_points(values)}" for name, values in apart.items())
+    here = f"Points from full tuning: {said}. In the paper they are up to {allowed:.1f} below."
+    return Found(here, all(100 * fmean(values) >= -allowed for values in apart.values()))
+
+
+def _ranked(summary: Summary, backbone: str) -> Found | None:
+    means = {name: fmean(scores) for name, scores in _scores(summary, backbone).items()}
+    printed = ("full", "lora", "adapter", "prefix", "prompt")
+    if set(means) != set(printed):
+        return None
+    return Found(f"{in_order(means)}.", sorted(means, key=lambda name: -means[name]) == [*printed])
+
+
+def _size_is_not_all(summary: Summary, backbone: str) -> Found | None:
+    scores = {name: s for name, s in _scores(summary, backbone).items() if name != "full"}
+    if len(scores) < 3:
+        return None
+    arms = named(summary, backbone)
+    size = {name: summary.mean(arms[name], lambda r: r.ratio) or 0.0 for name in scores}
+    largest, best = max(size, key=size.__getitem__), max(scores, key=lambda n: fmean(scores[n]))
+    place = 1 + sum(fmean(one) > fmean(scores[largest]) for one in scores.values())
+    here = (
+        f"{largest} tunes most of the deltas ({size[largest]:.2%}) and is number {place} of "
+        f"{len(scores)}; the best is {best} ({size[best]:.2%})."
+    )
+    return Found(here, place > 1)
+
+
+def _prompt_lags(summary: Summary, backbone: str) -> Found | None:
+    scores = {name: s for name, s in _scores(summary, backbone).items() if name != "full"}
+    if "prompt" not in scores or len(scores) < 3:
+        return None
+    by_task = zip(*(found for name, found in scores.items() if name != "prompt"), strict=True)
+    least, best = zip(*((min(others), max(others)) for others in by_task), strict=True)
+    last = sum(own < other for own, other in zip(scores["prompt"], least, strict=True))
+    behind = fmean(best) - fmean(scores["prompt"])
+    here = (
+        f"The last of the deltas on {last} of {len(least)} tasks; {100 * behind:.1f} points below "
+        "the best of them on average."
+    )
+    return Found(here, last > len(least) / 2)
 
 
 EXPERIMENT = Experiment(
@@ -108,4 +171,19 @@ EXPERIMENT = Experiment(
     paper="Table 1",
     sections=_sections,
     defaults={"methods": ("prompt", "prefix", "lora", "adapter", "bitfit", "full"), "seeds": 3},
+    claims=(
+        Claim(
+            "Delta-tuning is almost comparable to fine-tuning in most cases.",
+            everywhere(_comparable),
+        ),
+        Claim("By average FT > LR > AP > PF > PT.", everywhere(_ranked)),
+        Claim(
+            "More tunable parameters do not necessarily lead to better performance.",
+            everywhere(_size_is_not_all),
+        ),
+        Claim(
+            "Prompt tuning lags far behind the other deltas in most cases.",
+            everywhere(_prompt_lags),
+        ),
+    ),
 )

@@ -9,6 +9,7 @@ from statistics import fmean
 from deltatune.core.errors import ConfigurationError
 from deltatune.core.grammar import parse
 from deltatune.study.cell import Arm, CellResult
+from deltatune.study.claim import Claim, Found, everywhere
 from deltatune.study.comparison import Comparison
 from deltatune.study.experiment import Experiment, Parts, Summaries
 from deltatune.study.section import Column, Lines, Section, Series, Table, Value
@@ -101,6 +102,41 @@ def _order(arm: Arm) -> str:
     return " > ".join(" + ".join(method.name for method in stage) for stage in stages)
 
 
+def _later_help(summary: Summary, backbone: str) -> Found | None:
+    length, gains = _steps(summary), list[float]()
+    for arm in summary.arms(backbone):
+        ends = [(n + 1) * length for n in range(len(parse(arm.method).stages))]
+        for task in summary.comparison.tasks:
+            results = summary.results(arm, task)
+            scores = [_mean([_at(result, end) for result in results]) for end in ends]
+            steps = itertools.pairwise(scores)
+            gains += [b - a for a, b in steps if a is not None and b is not None]
+    if not gains:
+        return None
+    raised = sum(gain > 0 for gain in gains)
+    here = (
+        f"The validation score rises in {raised} of {len(gains)} later stages, by "
+        f"{100 * fmean(gains):+.1f} points in the mean of all."
+    )
+    return Found(here, raised > 0)
+
+
+def _no_best_order(summary: Summary, backbone: str) -> Found | None:
+    best: dict[str, str] = {}
+    for task in summary.comparison.tasks:
+        means = {
+            _order(arm): found.mean
+            for arm in summary.arms(backbone)
+            if (found := summary.spread(arm, task)) is not None
+        }
+        if means:
+            best[task] = max(means, key=means.__getitem__)
+    if len(best) < 2:
+        return None
+    here = "; ".join(f"{task}: {order}" for task, order in best.items())
+    return Found(f"The best order on each task: {here}.", len(set(best.values())) > 1)
+
+
 EXPERIMENT = Experiment(
     name="sequence",
     shows="the same deltas one after the other, in every order",
@@ -108,4 +144,8 @@ EXPERIMENT = Experiment(
     sections=_sections,
     parts=_parts,
     defaults={"methods": ("prompt", "bitfit", "adapter"), "budget": "200 steps"},
+    claims=(
+        Claim("Under certain cases later deltas improve performance.", everywhere(_later_help)),
+        Claim("No order is the best under all settings.", everywhere(_no_best_order)),
+    ),
 )

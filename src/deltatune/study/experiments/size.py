@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from deltatune.core.grammar import parse
-from deltatune.study.cell import Arm
+from deltatune.study.cell import Arm, CellResult
+from deltatune.study.claim import Claim, Found, Look, everywhere
 from deltatune.study.comparison import Comparison
 from deltatune.study.experiment import Experiment, Parts, Summaries
 from deltatune.study.experiments.convergence import area, with_curve
@@ -77,6 +79,36 @@ def _kind(arm: Arm) -> str:
     return " + ".join(method.name for method in parse(arm.method).methods)
 
 
+def _kind_decides(of: Callable[[Sequence[CellResult]], float | None]) -> Look:
+    """Whether a value differs more between kinds of delta than between sizes of one."""
+
+    def look(summary: Summary, backbone: str) -> Found | None:
+        kinds: dict[str, list[float]] = defaultdict(list)
+        for arm in summary.arms(backbone):
+            if (value := of(summary.results(arm))) is not None:
+                kinds[_kind(arm)].append(value)
+        several = {kind: values for kind, values in kinds.items() if len(values) > 1}
+        if len(several) < 2:
+            return None
+        within = {kind: max(values) - min(values) for kind, values in several.items()}
+        means = [fmean(values) for values in several.values()]
+        between = max(means) - min(means)
+        said = ", ".join(f"{kind} {100 * spread:.1f}" for kind, spread in within.items())
+        here = f"Points between sizes of a kind: {said}; between kinds: {100 * between:.1f}."
+        return Found(here, between > fmean(within.values()))
+
+    return everywhere(look)
+
+
+def _score(results: Sequence[CellResult]) -> float | None:
+    return fmean(result.score for result in results) if results else None
+
+
+def _area(results: Sequence[CellResult]) -> float | None:
+    areas = [found for found in map(area, results) if found is not None]
+    return fmean(areas) if areas else None
+
+
 EXPERIMENT = Experiment(
     name="size",
     shows="whether score and convergence depend on a delta's size or on its kind",
@@ -84,4 +116,11 @@ EXPERIMENT = Experiment(
     sections=_sections,
     parts=_parts,
     defaults={"methods": METHODS},
+    claims=(
+        Claim(
+            "Performance depends on the structure of a delta, not on its number of parameters.",
+            _kind_decides(_score),
+        ),
+        Claim("So is convergence (the area under the curve).", _kind_decides(_area)),
+    ),
 )

@@ -4,13 +4,15 @@ deltas of two tasks are in themselves.
 
 from __future__ import annotations
 
-from itertools import combinations_with_replacement
+from collections.abc import Mapping
+from itertools import combinations_with_replacement, permutations
 from pathlib import Path
 from statistics import fmean
 
 from deltatune.composition import stored_similarity
 from deltatune.core.errors import ConfigurationError
 from deltatune.study.cell import Arm
+from deltatune.study.claim import Claim, Found
 from deltatune.study.comparison import Comparison
 from deltatune.study.experiment import Experiment, Parts, Summaries
 from deltatune.study.libraries import library
@@ -141,6 +143,25 @@ def _section(summary: Summary, arm: Arm) -> Section:
     )
 
 
+def _kin(summaries: Summaries) -> Mapping[str, Found]:
+    """What is carried to tasks of the same category, and to those of others."""
+    found = {}
+    for summary in summaries.values():
+        tasks = summary.comparison.tasks
+        category = {c.task: r.category for c, r in summary.final if r is not None}
+        for arm in (arm for b in summary.comparison.backbones for arm in summary.arms(b)):
+            matrix = relative(summary, arm)
+            shares: dict[bool, list[float]] = {True: [], False: []}
+            for i, j in permutations(range(len(tasks)), 2):
+                if (share := matrix[i][j]) is not None:
+                    shares[category[tasks[i]] == category[tasks[j]]].append(share)
+            if all(shares.values()):
+                near, far = fmean(shares[True]), fmean(shares[False])
+                here = f"{near:.0%} of the own score within a category, {far:.0%} across."
+                found[f"{arm.backbone}, {arm}"] = Found(here, near > far)
+    return found
+
+
 EXPERIMENT = Experiment(
     name="transfer",
     shows="what a delta trained on one task does on others, as it is",
@@ -148,4 +169,7 @@ EXPERIMENT = Experiment(
     sections=_sections,
     parts=_parts,
     defaults={"methods": ("prompt", "prefix", "adapter", "lora")},
+    claims=(
+        Claim("Transfer between tasks of one category does well, between others poorly.", _kin),
+    ),
 )
