@@ -25,6 +25,8 @@ STUDIES = (
     "performance",
     "convergence",
     "text_to_text",
+    "efficiency",
+    "zero-shot",
     "combination",
     "sequence",
     "gap",
