@@ -34,7 +34,10 @@ def main() -> int:
     full, budget = full_tuning(found), parse(found.comparison.budget)
     assert isinstance(budget, Steps)
     rates = {group.arm: choice.rate for group, choice in found.choices.items()}
-    for arm in behind(found):
+    averages = {arm: found.average(arm, found.comparison.tasks) for arm in found.arms(BACKBONE)}
+    whole = averages[full]
+    assert whole is not None
+    for arm in behind(averages, whole):
         tasks = [
             task
             for task in found.comparison.tasks

@@ -1,11 +1,13 @@
 """Writes docs/results/deltas.md from the study of benchmarks/deltas.yaml.
 
-    python scripts/deltas_page.py runs/deltas --untrained runs/untrained --longer runs/deltas-longer
+    python scripts/deltas_page.py runs/deltas --untrained runs/untrained --nf4 runs/deltas-nf4 \\
+        --longer runs/deltas-longer
 
 The second study is the same with `--methods full --budget nothing --seeds 1 --learning-rates x1`:
-what the backbone says with a head that was only drawn. The third is that of
-`scripts/deltas_longer.py`. The exit code is 1 where a method is further than five points below full
-tuning and REASONS do not say why, below the untrained model, or has its best rate at an edge.
+what the backbone says with a head that was only drawn. The third is the same with
+`--methods qlora --set options.quantise=nf4`, the last that of `scripts/deltas_longer.py`. The exit
+code is 1 where a method is further than five points below full tuning and REASONS do not say why,
+below the untrained model, or has its best rate at an edge.
 """
 
 from __future__ import annotations
@@ -30,27 +32,35 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study")
     parser.add_argument("--untrained", required=True)
+    parser.add_argument("--nf4", required=True)
     parser.add_argument("--longer", required=True)
-    arguments = parser.parse_args()
-    found, plain = (summarise(open_study(at)) for at in (arguments.study, arguments.untrained))
+    given = parser.parse_args()
+    studies = (given.study, given.untrained, given.nf4)
+    found, plain, rounded = (summarise(open_study(at)) for at in studies)
     tasks = found.comparison.tasks
     averages = {arm: found.average(arm, tasks) for arm in found.arms(BACKBONE)}
+    nf4 = {arm: rounded.average(arm, tasks) for arm in rounded.arms(BACKBONE)}
     full, untrained = averages[full_tuning(found)], plain.average(full_tuning(plain), tasks)
     assert full is not None and untrained is not None
-    late = behind(found)
-    below = [arm for arm in late if (own := averages[arm]) and own.mean < untrained.mean]
+    late = behind(averages | nf4, full)
+    below = [arm for arm in late if (own := (averages | nf4)[arm]) and own.mean < untrained.mean]
     lines = [
         _head(found, plain, full, untrained),
-        *(_row(found, arm, average, full) for arm, average in averages.items()),
+        *(_row(found, arm, averages[arm], full) for arm in averages),
+        *(_row(rounded, arm, nf4[arm], full) for arm in nf4),
+        "",
+        "The last line is `qlora`, on a base in NF4; all others are on one in fp32. Methods that "
+        "only say where a prompt begins (PPT, SPoT) train what `prompt` does.",
         "",
         "## More than five points below full tuning",
         "",
         *(f"- `{a.method}`: {REASONS.get(a.method, '**no reason is known**')}" for a in late),
         "",
-        *_longer(found, list(open_study(arguments.longer).done().values())),
+        *_longer(found, list(open_study(given.longer).done().values())),
         "",
     ]
-    edges = [str(group) for group, choice in found.choices.items() if choice.at_edge]
+    choices = [*found.choices.items(), *rounded.choices.items()]
+    edges = [str(group) for group, choice in choices if choice.at_edge]
     lines += [f"Best rates at an edge of their grids: {', '.join(edges) or 'none'}.", ""]
     PAGE.write_text("\n".join(lines), encoding="utf-8")
     return int(bool(edges or below or [arm for arm in late if arm.method not in REASONS]))
@@ -61,12 +71,8 @@ def full_tuning(found: Summary) -> Arm:
     return next(arm for arm in found.arms(BACKBONE) if arm.method == "full")
 
 
-def behind(found: Summary) -> list[Arm]:
+def behind(averages: Mapping[Arm, Spread | None], full: Spread) -> list[Arm]:
     """Returns the arms whose average is further than five points below that of full tuning."""
-    tasks = found.comparison.tasks
-    full = found.average(full_tuning(found), tasks)
-    assert full is not None
-    averages = {arm: found.average(arm, tasks) for arm in found.arms(BACKBONE)}
     return [a for a, own in averages.items() if own is None or own.mean < full.mean - POINTS]
 
 
