@@ -3,13 +3,14 @@
     DELTATUNE_DATA=... python scripts/deltas_longer.py runs/deltas --out runs/deltas-longer
 
 Every method that is further than five points below full tuning, on the tasks on which it is, at the
-rate that the study chose for it, with five times the steps and seed 0. It goes on where it stopped,
-and several processes share the folder. `scripts/deltas_page.py` writes what came out.
+rate that the study chose for it, with five times the steps and all seeds. It goes on where it
+stopped, and several processes share the folder. `scripts/deltas_page.py` writes what came out.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 
 from deltas_page import BACKBONE, POINTS, behind, full_tuning
 
@@ -21,6 +22,7 @@ from deltatune.study.summary import summarise
 from deltatune.training.budget import Steps, parse
 
 TIMES = 5
+TOGETHER = 8
 
 
 def main() -> int:
@@ -37,7 +39,8 @@ def main() -> int:
     averages = {arm: found.average(arm, found.comparison.tasks) for arm in found.arms(BACKBONE)}
     whole = averages[full]
     assert whole is not None
-    for arm in behind(averages, whole):
+    late = behind(averages, whole)
+    for arm in random.sample(late, len(late)):  # processes wait for each other at the end alone
         tasks = [
             task
             for task in found.comparison.tasks
@@ -47,12 +50,13 @@ def main() -> int:
         if arm.method in arguments.without or (rate := rates[arm]) is None:
             continue
         same = found.comparison.model_dump(exclude={"grid", "extend"})
-        changed = {"backbones": [BACKBONE], "methods": [arm.method], "tasks": tasks, "seeds": 1}
+        changed = {"backbones": [BACKBONE], "methods": [arm.method], "tasks": tasks}
         longer = Comparison(
             **{**same, **changed, "budget": str(Steps(TIMES * budget.count))},
             grid=Grid(values=(rate,), relative=False),
         )
-        api.compare(longer, arguments.out, watch=lambda event: print(event, flush=True))
+        print(f"{arm} on {', '.join(tasks)}", flush=True)
+        api.compare(longer, arguments.out, together=TOGETHER)
     return 0
 
 

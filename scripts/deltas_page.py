@@ -13,6 +13,7 @@ below the untrained model, or has its best rate at an edge.
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -77,20 +78,24 @@ def behind(averages: Mapping[Arm, Spread | None], full: Spread) -> list[Arm]:
 
 
 def _longer(found: Summary, longer: Sequence[Done]) -> list[str]:
-    """Returns the table of what was trained longer, beside the same seed of the study."""
-    short = {(c.method, c.task, c.seed): result for c, result in found.final if result is not None}
+    """Returns the table of what was trained longer, beside the study's own scores."""
+    scores: dict[tuple[Arm, str], list[float]] = defaultdict(list)
+    for done in longer:
+        scores[done.cell.arm, done.cell.task].append(done.result.score)
     budgets = ", ".join(sorted({done.cell.budget for done in longer}))
     lines = [
-        f"With {budgets} instead of {found.comparison.budget}, at the same rate, seed 0:",
+        f"With {budgets} instead of {found.comparison.budget}, at the same rates:",
         "",
-        "| | task | score | with more steps | full tuning |",
+        f"| | task | {found.comparison.budget} | {budgets} | full tuning |",
         "|---|---|---:|---:|---:|",
     ]
-    for done in longer:
-        cell, before = done.cell, short[done.cell.method, done.cell.task, done.cell.seed]
-        full = short["full", cell.task, cell.seed]
-        scores = " | ".join(f"{100 * one.score:.2f}" for one in (before, done.result, full))
-        lines.append(f"| `{cell.method}` | {cell.task} | {scores} |")
+    full = full_tuning(found)
+    for arm in found.arms(BACKBONE):
+        for task in found.comparison.tasks:
+            if after := scores.get((arm, task)):
+                beside = found.spread(arm, task), Spread(tuple(after)), found.spread(full, task)
+                method = str(arm.method).replace("|", "\\|")
+                lines.append(f"| `{method}` | {task} | {' | '.join(map(_score, beside))} |")
     return lines
 
 
