@@ -164,11 +164,10 @@ def _adding(name: str, agrees: Callable[[float, float], bool]) -> Look:
             frozenset(one.name for one in parse(arm.method).methods): found[str(arm)]
             for arm in arms
         }
-        joined = [(scores[one], scores[one | {name}]) for one in scores if one | {name} in scores]
         gains = [
-            [b - a for a, b in zip(before, after, strict=True)]
-            for before, after in joined
-            if before is not after
+            [b - a for a, b in zip(scores[one], scores[one | {name}], strict=True)]
+            for one in scores
+            if name not in one and one | {name} in scores
         ]
         if not gains or not gains[0]:
             return None

@@ -114,10 +114,8 @@ def _scores(summary: Summary, backbone: str) -> dict[str, list[float]]:
 
 def _comparable(summary: Summary, backbone: str) -> Found | None:
     scores = _scores(summary, backbone)
-    full, near = (
-        scores.get("full"),
-        [name for name in ("lora", "adapter", "prefix") if name in scores],
-    )
+    full = scores.get("full")
+    near = [name for name in ("lora", "adapter", "prefix") if name in scores]
     if full is None or not near:
         return None
     allowed = paper_averages("ft")["overall"] - paper_averages("pf")["overall"]
