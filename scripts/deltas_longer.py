@@ -4,7 +4,8 @@
 
 Every method that is further than five points below full tuning, on the tasks on which it is, at the
 rate that the study chose for it, with five times the steps and all seeds. It goes on where it
-stopped, and several processes share the folder. `scripts/deltas_page.py` writes what came out.
+stopped, and several processes share the folder. What is kept was run with `--without diff_pruning
+--without adapter_fusion`, whose steps take longest. `scripts/deltas_page.py` writes what came out.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ REASONS: Mapping[str, str] = {
     "adapter_drop": "one of the six blocks has adapters (the preset drops five, as of twelve). "
     "More steps bring trec, not the tasks that compare words or sentences.",
     "adapter_fusion": "it attends over frozen adapters that are trained beforehand, on other "
-    "tasks; here there are none, and those that it attends over are drawn.",
+    "tasks; here there are none, and those that it attends over are drawn. It was not trained "
+    "longer here.",
     "invertible": "it changes the embeddings alone, below all blocks.",
     "prompt": "it adds tokens to the input alone; it needs more steps.",
     "p_tuning": "as `prompt`, and its tokens come out of a network that is trained with them.",

@@ -45,6 +45,12 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write(path, "Title " * 9, "word" * 60, [("fact" * 9, "v" * 200)], found).as_uri()
 
 
+def open_at(browser: Any, address: str, width: int) -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(address)
+
+
 def names(browser: Any) -> list[str]:
     rows = browser.find_elements("css selector", "#section-1 tbody th")
     return [row.text for row in rows]
@@ -93,9 +99,7 @@ def test_the_page_asks_the_network_for_nothing_and_complains_of_nothing(
 
 @pytest.mark.parametrize("width", [360, 1280])
 def test_the_page_never_scrolls_sideways(browser: Any, address: str, width: int) -> None:
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.get(address)
+    open_at(browser, address, width)
     root = browser.find_element("css selector", "html")
     assert root.get_property("clientWidth") <= width
     assert root.get_property("scrollWidth") <= width
@@ -107,18 +111,14 @@ def test_the_page_never_scrolls_sideways(browser: Any, address: str, width: int)
 
 
 def test_what_is_wide_fits_on_paper(browser: Any, address: str) -> None:
-    metrics = {"width": 720, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    browser.get(address)
+    open_at(browser, address, 720)
     assert browser.find_element("css selector", "html").get_property("scrollWidth") <= 720
 
 
 @pytest.mark.parametrize("width", [360, 1280])
 def test_no_text_runs_into_the_next_cell(browser: Any, address: str, width: int) -> None:
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.get(address)
+    open_at(browser, address, width)
     cells = browser.find_elements("css selector", "th, td")
     wide = [cell for cell in cells if cell.get_property("scrollWidth") > 1 + cell.size["width"]]
     assert [cell.text for cell in wide] == []
