@@ -22,9 +22,11 @@ from deltatune.study.experiments.combination import interactions, subsets
 from deltatune.study.experiments.convergence import area, reached
 from deltatune.study.experiments.grid import crossed
 from deltatune.study.experiments.performance import PRINTED, paper_averages
+from deltatune.study.experiments.step_memory import MEMORY, MIB
 from deltatune.study.experiments.transfer import alike, cosines, relative
 from deltatune.study.findings import findings
-from deltatune.study.section import HeatMap, Section, Table
+from deltatune.study.section import HeatMap, Scatter, Section, Table
+from deltatune.study.select import Grid
 from deltatune.study.store import MemoryStore, Store
 from deltatune.study.summary import Spread
 from deltatune.tasks.reference import table1
@@ -309,6 +311,23 @@ def test_performance_stands_beside_the_paper() -> None:
         ("lora", "full"),
         ("bitfit", "full"),
     ]
+
+
+@pytest.mark.parametrize("name", ["performance", "review"])
+def test_the_memory_of_a_step_stands_beside_the_scores(name: str) -> None:
+    """Also where cells are trained side by side, which have no memory of their own."""
+    fields: dict[str, Any] = {"methods": ("lora", "full"), "search_tasks": ("glue_rte",)}
+    found = ran(name, grid=Grid(values=(1.0, 3.0)), options={"shots": 16}, **fields)
+    cells = [cell for cell, _ in found[MEMORY].final]
+    assert [cell.task for cell in cells] == ["glue_sst2"] * 2
+    assert {(cell.budget, cell.seed, cell.options["shots"]) for cell in cells} == {
+        ("nothing", 0, 16)
+    }
+    parts = [part for one in EXPERIMENTS[name].sections(found) for part in one.parts]
+    (figure,) = [part for part in parts if getattr(part, "title", "") == "Score against memory"]
+    assert isinstance(figure, Scatter)
+    assert [place.x for place in figure.places] == pytest.approx([32_000 / MIB] * 2)
+    assert all(place.y > 1 for place in figure.places), "scores times 100"
 
 
 def test_a_grid_crosses_protocols_and_budgets_and_shows_what_protocols_do() -> None:

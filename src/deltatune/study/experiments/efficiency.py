@@ -10,8 +10,8 @@ from deltatune.study.claim import Claim, Found, Look
 from deltatune.study.comparison import Comparison
 from deltatune.study.experiment import Experiment, Parts, Summaries
 from deltatune.study.experiments.over_tasks import named
+from deltatune.study.experiments.step_memory import MIB, profiled
 from deltatune.study.section import Bars, Column, Lines, Section, Series, Table, Value
-from deltatune.study.select import Grid
 from deltatune.study.summary import Summary
 
 __all__ = ["EXPERIMENT"]
@@ -19,20 +19,13 @@ __all__ = ["EXPERIMENT"]
 BATCHES, LENGTH = (0, 1, 8, 32, 64), 128
 LENGTHS, ROWS = (32, 64, 128, 256, 512), 8
 HELD = ("static", "activations", "gradients", "optimiser")
-MIB = 2**20
 
 
 def _parts(base: Comparison) -> Parts:
     """Nothing is trained but the steps that are measured, on the text of one task."""
 
-    def measured(rows: int, tokens: int) -> Comparison:
-        few = {"train_rows": 64, "validation_rows": 1, "test_rows": 1}
-        options = {**few, **base.options, "profile_rows": rows, "profile_tokens": tokens}
-        changes = {"budget": "nothing", "seeds": 1, "grid": Grid(), "options": options}
-        return base.model_copy(update={**changes, "tasks": base.tasks[:1]})
-
-    by_batch = {f"batch {rows}": measured(rows, LENGTH) for rows in BATCHES}
-    return by_batch | {f"length {tokens}": measured(ROWS, tokens) for tokens in LENGTHS}
+    by_batch = {f"batch {rows}": profiled(base, rows, LENGTH) for rows in BATCHES}
+    return by_batch | {f"length {tokens}": profiled(base, ROWS, tokens) for tokens in LENGTHS}
 
 
 def _sections(summaries: Summaries) -> list[Section]:

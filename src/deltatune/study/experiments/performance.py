@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from deltatune.study.cell import Arm
@@ -17,6 +17,7 @@ from deltatune.study.experiments.over_tasks import (
     over_tasks,
     ranks,
 )
+from deltatune.study.experiments.step_memory import MEMORY, NOTE, peaks, scatter, with_memory
 from deltatune.study.section import Column, Section, Table, Value
 from deltatune.study.summary import Summary
 from deltatune.tasks.reference import table1
@@ -44,10 +45,16 @@ def paper_averages(column: str) -> dict[str, float]:
 def _sections(summaries: Summaries) -> list[Section]:
     found = []
     for name, summary in summaries.items():
-        for backbone in summary.comparison.backbones:
+        for backbone in summary.comparison.backbones if name != MEMORY else ():
             where = " ".join(filter(None, (backbone, name)))
             found += _of_backbone(summary, summary.arms(backbone), where)
+            found += _memory(summary, peaks(summaries, backbone), where)
     return found
+
+
+def _memory(summary: Summary, memory: Mapping[Arm, float], where: str) -> list[Section]:
+    figures = scatter(memory, over_tasks(summary, list(memory)))
+    return [Section(f"{where}: memory", "", (NOTE,), (*figures,))] if figures else []
 
 
 def _of_backbone(summary: Summary, arms: Sequence[Arm], where: str) -> list[Section]:
@@ -168,20 +175,21 @@ EXPERIMENT = Experiment(
     shows="every method on every task, beside the paper's scores",
     paper="Table 1",
     sections=_sections,
+    parts=with_memory,
     defaults={"methods": ("prompt", "prefix", "lora", "adapter", "bitfit", "full"), "seeds": 3},
     claims=(
         Claim(
             "Delta-tuning is almost comparable to fine-tuning in most cases.",
-            everywhere(_comparable),
+            everywhere(_comparable, but=MEMORY),
         ),
-        Claim("By average FT > LR > AP > PF > PT.", everywhere(_ranked)),
+        Claim("By average FT > LR > AP > PF > PT.", everywhere(_ranked, but=MEMORY)),
         Claim(
             "More tunable parameters do not necessarily lead to better performance.",
-            everywhere(_size_is_not_all),
+            everywhere(_size_is_not_all, but=MEMORY),
         ),
         Claim(
             "Prompt tuning lags far behind the other deltas in most cases.",
-            everywhere(_prompt_lags),
+            everywhere(_prompt_lags, but=MEMORY),
         ),
     ),
 )

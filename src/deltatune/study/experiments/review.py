@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import fmean
 
 from deltatune.core.grammar import parse
 from deltatune.study.cell import Arm
 from deltatune.study.experiment import Experiment, Summaries
 from deltatune.study.experiments.over_tasks import INTERVALS, over_tasks, with_interval
+from deltatune.study.experiments.step_memory import MEMORY, NOTE, peaks, scatter, with_memory
 from deltatune.study.section import Column, Place, Scatter, Section, Table, Value
 from deltatune.study.summary import Summary
 
@@ -23,18 +25,18 @@ METHODS = (
     *("lora", "dora", "adalora", "intrinsic"),  # reparameterised
     *("mam", "unipelt", "compacter"),  # hybrid, unified
 )
-MIB = 2**20
 
 
 def _sections(summaries: Summaries) -> list[Section]:
     return [
-        _section(summary, backbone)
-        for summary in summaries.values()
+        _section(summary, peaks(summaries, backbone), backbone)
+        for name, summary in summaries.items()
+        if name != MEMORY
         for backbone in summary.comparison.backbones
     ]
 
 
-def _section(summary: Summary, backbone: str) -> Section:
+def _section(summary: Summary, memory: Mapping[Arm, float], backbone: str) -> Section:
     arms = summary.arms(backbone)
     scores = over_tasks(summary, arms)
     columns = (
@@ -50,18 +52,21 @@ def _section(summary: Summary, backbone: str) -> Section:
     for arm in sorted(arms, key=_category):
         name = str(arm)
         tuned = summary.mean(arm, lambda result: result.ratio)
-        memory = summary.mean(arm, lambda result: result.memory)
-        mebibytes = None if memory is None else memory / MIB
-        rows.append((_category(arm), name, tuned, mebibytes, *with_interval(scores[name])))
+        rows.append((_category(arm), name, tuned, memory.get(arm), *with_interval(scores[name])))
         if tuned and scores[name]:
-            places.append(Place(name, tuned, fmean(scores[name])))
-    figure = Scatter("Score against size", "share tuned", "score", tuple(places), logarithmic=True)
+            places.append(Place(name, 100 * tuned, 100 * fmean(scores[name])))
+    axes = ("tuned, % of the backbone", "mean score over the tasks")
+    sizes = [Scatter("Score against size", *axes, tuple(places), logarithmic=True)]
     tasks = len(next(iter(scores.values())))
     return Section(
         f"{backbone}: the methods of the review",
         "Xu et al., Tables 2 and 3",
         (f"Means over the {tasks} tasks that every method has a score on.",),
-        (Table("By category", columns, tuple(rows), note=INTERVALS), *([figure] if places else [])),
+        (
+            Table("By category", columns, tuple(rows), note=f"{INTERVALS} {NOTE}"),
+            *(sizes if places else []),
+            *scatter(memory, scores),
+        ),
     )
 
 
@@ -76,5 +81,6 @@ EXPERIMENT = Experiment(
     shows="methods of every category of Xu et al.: score, size and memory",
     paper="Xu et al., Tables 2 and 3",
     sections=_sections,
+    parts=with_memory,
     defaults={"methods": METHODS, "tasks": TASKS},
 )
