@@ -142,7 +142,7 @@ def test_an_experiment_runs_goes_on_and_is_shown(call: Call, tmp_path: Path) -> 
     words = ("study", "gap", "--backbone", "t5-nano", "--tasks", "minimal_pairs", "--seeds", "1")
     words += ("--methods", "bitfit,lora(rank=2)", "--steps", "2", *rows)
     code, out, _ = call(*words, "--out", str(tmp_path), "--dry-run", "--per", "task")
-    assert code == 0 and "2 methods on 1 backbones and 1 tasks" in out
+    assert code == 0 and "methods: 2, backbones: 1, tasks: 1" in out
     assert not list(tmp_path.iterdir())
     code, out, err = call(*words, "--out", str(tmp_path))
     assert code == 0, err
@@ -173,7 +173,7 @@ def test_a_file_describes_a_study(call: Call, tmp_path: Path) -> None:
     out_folder = tmp_path / "out"
     words = ("study", "run", str(file), "--out", str(out_folder))
     code, out, _ = call(*words, "--dry-run")
-    assert code == 0 and "faithful, 2 steps" in out and "3 cells to choose" in out
+    assert code == 0 and "faithful, 2 steps" in out and "cells: 3 to choose" in out
     code, out, err = call(*words)
     assert code == 0, err
     assert "clean against faithful" in out

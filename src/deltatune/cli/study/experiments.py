@@ -145,9 +145,9 @@ def show_plan(study: Study) -> None:
         searched = len(part.arms) * (len(part.search_tasks) or len(part.tasks))
         final = len(part.arms) * len(part.tasks) * part.seeds
         show(
-            f"{name or study.experiment}: {len(part.methods)} methods on {len(part.backbones)}"
-            f" backbones and {len(part.tasks)} tasks, {part.budget}, {part.seeds} seeds; "
-            f"{searched * part.grid.tried * part.selection_seeds} cells to choose learning rates, "
-            f"then at most {final}"
+            f"{name or study.experiment}: {part.budget}; methods: {len(part.methods)}, backbones: "
+            f"{len(part.backbones)}, tasks: {len(part.tasks)}, seeds: {part.seeds}; cells: "
+            f"{searched * part.grid.tried * part.selection_seeds} to choose learning rates, then "
+            f"at most {final}"
         )
         show(*(f"  {method}" for method in part.methods))

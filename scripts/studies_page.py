@@ -1,0 +1,153 @@
+"""Writes docs/results/studies.md from the cells that are kept in benchmarks/studies.
+
+    python scripts/studies_page.py
+
+The exit code is 1 while a study is not finished, has no report in docs/results/studies, or nobody
+has said what it shows.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from studies import KEPT, REPORTS, SETTINGS, STUDIES, begin
+
+from deltatune.study.claim import held_to
+from deltatune.study.experiment import Summaries, studied, summaries
+from deltatune.study.experiments import find_experiment
+from deltatune.study.section import Table
+from deltatune.study.status import Status, status
+from deltatune.study.store import open_study
+from deltatune.study.summary import Summary
+from deltatune.study.table import percent, score
+from deltatune.training.budget import Nothing
+
+PAGE = REPORTS.with_suffix(".md")
+HEAD = """# The paper's experiments, run
+
+Every experiment of the paper and of the review, with models that are at hand: MiniLM (22.7 million
+parameters, its classes by a head) and the embedded T5 ladder (2.2, 5.4 and 12.5 million, its label
+words ranked). Budgets are those that two cores without a GPU do in hours: 160 to 240 steps of 8
+rows, at most 2,000 training rows, 100 validation and 300 test rows, the first 48 tokens of a text.
+The paper trains T5-base, ten times as large as MiniLM, for thousands of steps. What is compared is
+which way a finding points, not scores.
+
+`DELTATUNE_DATA=... make studies` runs them, and goes on from the cells that are kept in
+`benchmarks/studies`; the files of settings beside those say what was run. Learning rates and
+checkpoints are chosen on validation rows (protocol `clean`). A report names the tasks on whose
+texts MiniLM was trained, what was cut, what is not above the commonest label, and what failed.
+"""
+# What is to be said of a study beside its numbers.
+SHOWN: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A study of which cells are kept.
+
+    Attributes:
+        name: of it.
+        experiment: the experiment that it is.
+        parts: what it found.
+        state: how far it is.
+    """
+
+    name: str
+    experiment: str
+    parts: Summaries
+    state: Status
+
+    @property
+    def finished(self) -> bool:
+        """Whether its report is to be read."""
+        return self.state.all_planned and self.state.ended
+
+
+def main() -> int:
+    """Writes the page."""
+    with tempfile.TemporaryDirectory() as folder:
+        studies = [read(name, Path(folder)) for name in STUDIES if is_kept(name)]
+    lines = [HEAD, *overview(studies)]
+    for study in studies:
+        if study.finished:
+            lines += ["", f"## {study.name}", "", *said(study)]
+    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    ready = [study for study in studies if study.finished and study.name in SHOWN]
+    reported = all((REPORTS / f"{study.name}.html").exists() for study in ready)
+    return int(len(ready) < len(STUDIES) or not reported)
+
+
+def is_kept(name: str) -> bool:
+    """Whether there are cells of a study of its own."""
+    return (KEPT / f"{name}.jsonl.gz").exists()
+
+
+def read(name: str, folder: Path) -> Kept:
+    """Returns a study as its kept cells have it."""
+    begin(name, folder / name)
+    store = open_study(folder / name)
+    return Kept(name, studied(store).experiment, summaries(store), status(store))
+
+
+def overview(studies: list[Kept]) -> Iterator[str]:
+    """A line for each study."""
+    yield "| study | backbones | tasks | methods | seeds | budget | cells | failed |"
+    yield "|---|---|---:|---:|---:|---|---:|---:|"
+    for study in studies:
+        first = next(iter(study.parts.values())).comparison
+        settings = f"benchmarks/studies/{SETTINGS.get(study.name, study.name)}.yaml"
+        assert Path(KEPT.parent.parent, settings).exists(), settings
+        name = f"[{study.name}](#{study.name})" if study.finished else study.name
+        state = study.state
+        cells = f"{state.done:,}" if study.finished else f"{state.done:,}, not finished"
+        yield (
+            f"| {name} | {', '.join(first.backbones)} | {len(first.tasks)} | "
+            f"{len(first.methods)} | {first.seeds} | {first.budget} | {cells} | "
+            f"{len(state.failures)} |"
+        )
+
+
+def said(study: Kept) -> Iterator[str]:
+    """What the paper finds and what is found here, the averages, and what is to be said of them."""
+    experiment = find_experiment(study.experiment)
+    yield f"{experiment.shows.capitalize()} ({experiment.paper or 'not in the paper'}): "
+    yield f"[the report](studies/{study.name}.html)."
+    for section in held_to(experiment.claims, study.parts):
+        for part in section.parts:
+            assert isinstance(part, Table)
+            yield from ("", *markdown(part))
+    for name, summary in study.parts.items():
+        if summary.comparison.budget != str(Nothing()):
+            yield from averages(summary, name)
+    yield from ("", SHOWN.get(study.name, "**Nobody has said yet what it shows.**"))
+
+
+def averages(summary: Summary, part: str) -> Iterator[str]:
+    """The mean score of every arm over all tasks, on each backbone."""
+    backbones, tasks = summary.comparison.backbones, summary.comparison.tasks
+    yield from ("", f"Mean test scores over {len(tasks)} tasks{f', {part}' if part else ''}:", "")
+    yield f"| | {' | '.join(backbones)} | tuned |"
+    yield "|---|" + "---:|" * (len(backbones) + 1)
+    by_backbone = [summary.arms(backbone) for backbone in backbones]
+    for arms in zip(*by_backbone, strict=True):
+        scores = [score(summary.average(arm, tasks)) for arm in arms]
+        tuned = percent(summary.mean(arms[-1], lambda result: result.ratio))
+        method = str(arms[0]).replace("|", "\\|")
+        yield f"| `{method}` | {' | '.join(scores)} | {tuned} |"
+
+
+def markdown(table: Table) -> Iterator[str]:
+    """A table of a report as Markdown."""
+    columns = table.columns
+    yield f"| {' | '.join(column.title for column in columns)} |"
+    yield "|---|" + "---|" * (len(columns) - 1)
+    for row in table.rows:
+        texts = [c.write(value).replace("|", "\\|") for c, value in zip(columns, row, strict=True)]
+        yield f"| {' | '.join(texts)} |"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
