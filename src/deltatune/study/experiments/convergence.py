@@ -9,7 +9,7 @@ from deltatune.study.cell import Arm, CellResult, Point
 from deltatune.study.claim import Claim, Found, everywhere
 from deltatune.study.comparison import Comparison
 from deltatune.study.experiment import Experiment, Parts, Summaries
-from deltatune.study.experiments.over_tasks import in_order, mean, named, over_tasks
+from deltatune.study.experiments.over_tasks import from_highest, in_order, mean, named, over_tasks
 from deltatune.study.section import Column, Lines, Section, Series, Table
 from deltatune.study.summary import Summary
 from deltatune.training.budget import Steps, parse
@@ -117,7 +117,7 @@ def _speeds(summary: Summary, backbone: str) -> Found | None:
     if len(means) < 4:
         return None
     here = f"Area under the curve, as a share of a run's best score: {in_order(means)}."
-    ordered = sorted(means, key=lambda name: -means[name])
+    ordered = from_highest(means)
     return Found(here, ordered[0] == "full" and ordered[-1] == "prefix")
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "INTERVALS",
     "Measure",
     "differences",
+    "from_highest",
     "in_order",
     "in_points",
     "mean",
@@ -106,7 +107,11 @@ def in_points(values: Sequence[float]) -> str:
     return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * (v or 0) for v in with_interval(values)))
 
 
+def from_highest(values: Mapping[str, float]) -> list[str]:
+    """Names from that of the highest value to that of the lowest."""
+    return sorted(values, key=lambda name: -values[name])
+
+
 def in_order(values: Mapping[str, float]) -> str:
     """Writes scores from the highest: "lora 83.1 > full 82.0"."""
-    ordered = sorted(values, key=lambda name: -values[name])
-    return " > ".join(f"{name} {100 * values[name]:.1f}" for name in ordered)
+    return " > ".join(f"{name} {100 * values[name]:.1f}" for name in from_highest(values))

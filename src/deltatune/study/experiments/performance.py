@@ -10,6 +10,7 @@ from deltatune.study.claim import Claim, Found, everywhere
 from deltatune.study.experiment import Experiment, Summaries
 from deltatune.study.experiments.over_tasks import (
     differences,
+    from_highest,
     in_order,
     in_points,
     named,
@@ -137,7 +138,7 @@ def _ranked(summary: Summary, backbone: str) -> Found | None:
     printed = ("full", "lora", "adapter", "prefix", "prompt")
     if set(means) != set(printed):
         return None
-    return Found(f"{in_order(means)}.", sorted(means, key=lambda name: -means[name]) == [*printed])
+    return Found(f"{in_order(means)}.", from_highest(means) == [*printed])
 
 
 def _size_is_not_all(summary: Summary, backbone: str) -> Found | None:
