@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import random
 import resource
 import time
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.shares import shares
+from deltatune.study.machine import processor
 
 __all__ = ["Row", "Size", "interleave", "machine", "row", "saved_bytes", "step_memory", "versions"]
 
@@ -188,14 +188,13 @@ def _resident() -> int:
 def machine() -> dict[str, Any]:
     """What it was measured on."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     products = {
         str(dtype).removeprefix("torch."): _peak(a.to(dtype), b.to(dtype))
         for dtype in (torch.float32, torch.bfloat16)
     }
     return {
-        "processor": names[0] if names else platform.processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "amx": "amx_bf16" in text,

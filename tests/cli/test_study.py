@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 from collections.abc import Callable
@@ -161,6 +162,25 @@ def test_an_experiment_asks_for_what_it_has_no_value_for(call: Call, tmp_path: P
     assert code == 2 and "Give --backbone and --tasks" in err
     code, _, err = call("study", "scale", "--out", str(tmp_path))
     assert code == 2 and "Give --tasks" in err
+
+
+def test_what_a_report_ends_with_is_run_again(call: Call, tmp_path: Path) -> None:
+    words = ["study", "gap", "--backbone", "t5-nano", "--tasks", "minimal_pairs", "--seeds", "1"]
+    words += ["--methods", "bitfit", "--steps", "1", "--train-rows", "8", "--test-rows", "4"]
+    assert call(*words, "--validation-rows", "4", "--out", str(tmp_path / "first"))[0] == 0
+    page = html.unescape((tmp_path / "first" / "report.html").read_text())
+    file = tmp_path / "study.json"
+    file.write_text(page.partition("<pre")[2].partition(">")[2].partition("</pre>")[0])
+    again = ["study", "run", str(file), "--out", str(tmp_path / "again")]
+    assert call(*again)[0] == 0
+    done = [JournalStore(tmp_path / name).done() for name in ("first", "again")]
+    assert [*done[0]] == [*done[1]]
+    code, _, err = call(*again, "--set", "seeds=2")
+    assert code == 2 and "Leave seeds out" in err
+    code, _, err = call(*again, "--set", "experiment=gapp")
+    assert code == 2 and "'gapp'" in err and "'gap'" in err
+    code, _, err = call(*again, "--set", "parts={x: {}}")
+    assert code == 2 and "backbones" in err
 
 
 def test_a_file_describes_a_study(call: Call, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from deltatune.core.errors import TrainingError
 from deltatune.study.cell import Cell, CellResult, Point
+from deltatune.study.machine import machine
 from deltatune.study.store import this_process
 
 TASKS = {
@@ -54,6 +55,7 @@ def execute(cell: Cell) -> CellResult:
         majority=majority,
         category=category,
         status=status,
+        machine=machine("cpu"),
         notes=("11 rows of train stand in test too and were left out.",) * (cell.task == "emotion"),
         trainable=int(base * TRAINABLE.get(name, 0.01)),
         stored=int(base * TRAINABLE.get(name, 0.01)),

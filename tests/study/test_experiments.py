@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from deltatune.study.experiments.performance import PRINTED, paper_averages
 from deltatune.study.experiments.step_memory import MEMORY, MIB
 from deltatune.study.experiments.transfer import alike, cosines, relative
 from deltatune.study.findings import findings
-from deltatune.study.section import HeatMap, Scatter, Section, Table
+from deltatune.study.section import HeatMap, Listing, Scatter, Section, Table
 from deltatune.study.select import Grid
 from deltatune.study.store import MemoryStore, Store
 from deltatune.study.summary import Spread
@@ -100,6 +101,29 @@ def test_the_commands_say_what_the_experiments_are() -> None:
     said = {name: f"{one.shows} ({one.paper})" for name, one in EXPERIMENTS.items() if one.paper}
     assert said == dict(COMMANDS)
     assert EXPERIMENTS.keys() - said.keys() == {"grid"}, "which `study run` runs"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_report_ends_with_how_it_was_run(name: str) -> None:
+    store = MemoryStore()
+    summary = next(iter(ran(name, store).values()))
+    settings, lines, code, whole = findings(store).sections[-1].parts
+    assert isinstance(settings, Table)
+    assert isinstance(lines, Table)
+    assert isinstance(code, Table)
+    assert isinstance(whole, Listing)
+    assert Study(**json.loads(whole.text)) == studied(store), "it is run again from its report"
+    assert ("optimiser", "adamw") in settings.rows
+    assert {row[0] for row in lines.rows} == {*summary.comparison.tasks}
+    assert {cell.code for cell, _ in summary.final} <= {row[1] for row in code.rows}
+
+
+def test_what_differs_between_parts_is_said_of_each() -> None:
+    store = MemoryStore()
+    ran("combination", store)
+    settings = findings(store).sections[-1].parts[0]
+    assert isinstance(settings, Table)
+    assert dict(settings.rows)["shots"] == "16 of each label: 16"
 
 
 def test_a_study_goes_on_and_another_is_refused_its_folder() -> None:

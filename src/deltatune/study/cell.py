@@ -215,7 +215,8 @@ class CellResult(Strict):
         total_seconds: of the whole cell.
         memory: highest use of memory during training, in bytes; None where it was not measured.
         curve: moments of the run, in order.
-        device: what it ran on.
+        device: what it ran on, "cpu" or "cuda:0".
+        machine: whose that is, see `study.machine`; "" where nobody said.
         versions: library -> version.
         artefact: the folder with the trained delta; None where none was kept.
     """
@@ -238,6 +239,7 @@ class CellResult(Strict):
     memory: int | None = None
     curve: tuple[Point, ...] = ()
     device: str = "cpu"
+    machine: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
     artefact: str | None = None
 

@@ -24,6 +24,7 @@ from deltatune.study.store import Note, Store
 from deltatune.study.summary import Summary, summarise
 
 __all__ = [
+    "GRID",
     "STUDY",
     "Experiment",
     "Parts",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 STUDY = "study"  # the name under which a store keeps which study it is
+GRID = "grid"  # the experiment that asks nothing of the paper's
 
 Parts: TypeAlias = dict[str, Comparison]
 

@@ -11,6 +11,7 @@ from deltatune.study import page
 from deltatune.study.claim import held_to
 from deltatune.study.experiment import Summaries, studied, summaries
 from deltatune.study.experiments import find_experiment
+from deltatune.study.protocol import by_part, protocol
 from deltatune.study.report import write
 from deltatune.study.section import Section
 from deltatune.study.store import Store
@@ -50,6 +51,7 @@ def findings(store: Store) -> Findings:
         if summary.comparison.budget != NOTHING:  # else there are no curves and costs to show
             ahead = f"{name}: " if name else ""
             sections += [replace(s, title=f"{ahead}{s.title}") for s in page.sections(summary)]
+    sections += [protocol(study, found)] if found else []
     return Findings(
         title=f"{experiment.name.capitalize()}: {experiment.shows}",
         subtitle=f"Beside {experiment.paper or 'nothing'} of the paper, made by deltatune.",
@@ -61,15 +63,11 @@ def findings(store: Store) -> Findings:
 
 def _facts(found: Summaries) -> Iterator[tuple[str, str]]:
     """What holds for all parts once, and the rest by part."""
-    by_name: dict[str, dict[str, str]] = {}
+    values: dict[str, dict[str, str]] = {}
     for part, summary in found.items():
         for name, value in page.facts(summary):
-            by_name.setdefault(name, {})[part] = value
-    for name, values in by_name.items():
-        if len({*values.values()}) == 1 and len(values) == len(found):
-            yield name, next(iter(values.values()))
-        else:
-            yield name, "; ".join(f"{part}: {value}" for part, value in values.items())
+            values.setdefault(name, {})[part] = value
+    yield from by_part(values, len(found))
 
 
 def write_findings(found: Findings, path: str | os.PathLike[str]) -> Path:

@@ -74,6 +74,7 @@ COLUMNS: dict[str, type | None] = {
     "total_seconds": float,
     "memory": int,
     "device": str,
+    "machine": str,
     "versions.*": str,
     "artefact": str,
     "error": str,

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deltatune.study.cell import Arm, CellResult, Point
+from deltatune.study.experiment import GRID, Study
+from deltatune.study.protocol import protocol
 from deltatune.study.report import render, write
 from deltatune.study.section import (
     Bars,
@@ -54,7 +56,7 @@ COSTS: tuple[tuple[Column, Measure], ...] = (
 
 def render_page(summary: Summary) -> str:
     """Returns the page. All texts in it are escaped. Raises UnsupportedError: no matplotlib."""
-    return render(*_heading(summary), facts(summary), sections(summary))
+    return render(*_heading(summary), facts(summary), _whole(summary))
 
 
 def write_page(summary: Summary, path: str | os.PathLike[str]) -> Path:
@@ -64,7 +66,7 @@ def write_page(summary: Summary, path: str | os.PathLike[str]) -> Path:
         StateError: it cannot be written.
         UnsupportedError: matplotlib is missing.
     """
-    return write(path, *_heading(summary), facts(summary), sections(summary))
+    return write(path, *_heading(summary), facts(summary), _whole(summary))
 
 
 def sections(summary: Summary) -> list[Section]:
@@ -74,6 +76,12 @@ def sections(summary: Summary) -> list[Section]:
         found += [_scores(summary, backbone), _convergence(summary, backbone)]
         found += [_costs(summary, backbone), *_rates(summary, backbone)]
     return [*found, Section("To be read with the numbers", text=tuple(remarks(summary)))]
+
+
+def _whole(summary: Summary) -> list[Section]:
+    """The sections of a comparison that is no part of a study, and how it was run."""
+    study = Study(experiment=GRID, parts={"": summary.comparison})
+    return [*sections(summary), protocol(study, {"": summary})]
 
 
 def _heading(summary: Summary) -> tuple[str, str]:
@@ -100,10 +108,14 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         ("Rows", f"protocol {comparison.protocol}"),
         ("Cells", f"{len(found)} of {planned} done, {len(summary.failures)} failed"),
         ("Time", f"{seconds / 60:.1f} minutes in all"),
-        ("Device", ", ".join(sorted({r.device for r in found}))),
+        ("Device", "; ".join(sorted({_device(r) for r in found}))),
         ("Versions", ", ".join(f"{name} {v}" for name, v in sorted(versions.items()))),
     ]
     return [(name, value) for name, value in said if value]
+
+
+def _device(result: CellResult) -> str:
+    return ", ".join(filter(None, (result.device, result.machine)))
 
 
 def _count(number: int, word: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from deltatune.study.canvas import printable
 from deltatune.study.drawing import draw
 from deltatune.study.files import write_whole
-from deltatune.study.section import Column, Figure, Section, Table, Value, number_of
+from deltatune.study.section import Column, Figure, Listing, Section, Table, Value, number_of
 
 __all__ = ["render", "write"]
 
@@ -66,14 +66,16 @@ def write(
     return write_whole(path, html.encode(), "report")
 
 
-def _part(part: Table | Figure) -> dict[str, Any]:
-    """Returns what the template needs for a table or a figure."""
+def _part(part: Table | Figure | Listing) -> dict[str, Any]:
+    """Returns what the template needs for a table, a figure or a listing."""
     from markupsafe import Markup
 
     if isinstance(part, Table):
-        return {"table": part, "rows": _rows(part)}
+        return {"kind": "table", "table": part, "rows": _rows(part)}
+    if isinstance(part, Listing):
+        return {"kind": "listing", "title": part.title, "text": part.text}
     # The only text that is not escaped here: it is our own XML, escaped where it was written.
-    return {"table": None, "title": part.title, "svg": Markup(draw(part))}
+    return {"kind": "figure", "title": part.title, "svg": Markup(draw(part))}
 
 
 def _rows(table: Table) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 
 from deltatune.core.errors import StateError
 from deltatune.study.cell import Cell, CellResult
+from deltatune.study.machine import machine
 from deltatune.study.store import Claim, Done, Failed, Store, this_process
 
 __all__ = [
@@ -127,7 +128,7 @@ class Hands:
         ended: set[str] = set()
 
         def end(cell: Cell, found: CellResult | Exception) -> None:
-            told(cell, Failure.of(found) if isinstance(found, Exception) else found)
+            told(cell, Failure.of(found) if isinstance(found, Exception) else _signed(found))
             ended.add(cell.id)
 
         try:
@@ -148,6 +149,11 @@ class Hands:
             return self.execute(cell)
         except Exception as error:
             return error
+
+
+def _signed(result: CellResult) -> CellResult:
+    """The result, with the machine that this is."""
+    return result.model_copy(update={"machine": machine(result.device)})
 
 
 class Pool(abc.ABC):

@@ -19,6 +19,7 @@ __all__ = [
     "Figure",
     "HeatMap",
     "Lines",
+    "Listing",
     "Place",
     "Ranks",
     "Scatter",
@@ -235,6 +236,19 @@ class Ranks:
     distance: float
 
 
+@dataclass(frozen=True)
+class Listing:
+    """A text that is to be copied, shown on a click.
+
+    Attributes:
+        title: stands above it.
+        text: as it is.
+    """
+
+    title: str
+    text: str
+
+
 Figure: TypeAlias = Lines | Scatter | Bars | HeatMap | Ranks
 
 
@@ -246,10 +260,10 @@ class Section:
         title: of the section.
         paper: what of the paper it stands beside ("Fig. 1"), "" for nothing.
         text: paragraphs, above what follows.
-        parts: tables and figures, in order.
+        parts: tables, figures and listings, in order.
     """
 
     title: str
     paper: str = ""
     text: tuple[str, ...] = ()
-    parts: tuple[Table | Figure, ...] = ()
+    parts: tuple[Table | Figure | Listing, ...] = ()

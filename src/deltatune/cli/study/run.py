@@ -27,7 +27,18 @@ __all__ = ["run"]
 
 # What a file may say beside the options of this command.
 _KEYS = (
-    *("experiment", "backbone", "tasks", "methods", "at", "steps", "budget", "budgets", "seeds"),
+    *(
+        "experiment",
+        "parts",
+        "backbone",
+        "tasks",
+        "methods",
+        "at",
+        "steps",
+        "budget",
+        "budgets",
+        "seeds",
+    ),
     *("learning_rates", "search_tasks", "selection", "selection_seeds", "extend", "per"),
     *("batch_size", "by_method"),
     *("protocol", "protocols", "train_rows", "validation_rows", "test_rows"),
@@ -49,7 +60,8 @@ def run(
     """Run a study that a file describes.
 
     Its keys are the options of `compare`, with underscores; `protocols` and `budgets` for several
-    of them; `experiment` for one of the others, instead of a plain grid.
+    of them; `experiment` for one of the others, instead of a plain grid. Or it is the study.json
+    that a report ends with: `experiment` and `parts`.
     """
     given: dict[str, Any] = {**dict.fromkeys(_KEYS), **requested(context, but="file")}
     values = gather(file, changes, given, needed=("out",))
@@ -64,10 +76,19 @@ def run(
 def _study(values: dict[str, Any]) -> Any:
     from deltatune.core.errors import ConfigurationError
     from deltatune.study.comparison import Comparison
+    from deltatune.study.experiment import Study
     from deltatune.study.experiments import find_experiment
     from deltatune.study.experiments.grid import crossed
 
     name = values.pop("experiment", None)
+    if "parts" in values:
+        parts = values.pop("parts")
+        if left := [key for key, value in values.items() if value is not None]:
+            raise ConfigurationError(
+                f"A file with `parts` says all of a study but `experiment`. Leave "
+                f"{', '.join(left)} out."
+            )
+        return Study(experiment=find_experiment(str(name)).name, parts=parts)
     protocols, budgets = (_several(values, key) for key in ("protocols", "budgets"))
     fields = fields_of(values)
     if name is None:

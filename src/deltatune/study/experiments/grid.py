@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from deltatune.core.errors import ConfigurationError
 from deltatune.study.comparison import Comparison
-from deltatune.study.experiment import Experiment, Parts, Study, Summaries
+from deltatune.study.experiment import GRID, Experiment, Parts, Study, Summaries
 from deltatune.study.experiments.over_tasks import INTERVALS, with_interval
 from deltatune.study.section import Column, Section, Table, Value
 from deltatune.study.summary import Summary
@@ -29,7 +29,7 @@ def crossed(base: Comparison, protocols: Sequence[str], budgets: Sequence[str]) 
     ):
         part = Comparison(**{**dict(base), "protocol": protocol, "budget": budget})
         parts[f"{protocol}, {part.budget}"] = part
-    return Study(experiment=EXPERIMENT.name, parts=parts)
+    return Study(experiment=GRID, parts=parts)
 
 
 def _sections(summaries: Summaries) -> list[Section]:
@@ -77,7 +77,7 @@ def _differences(one: Summary, other: Summary, backbone: str) -> Table:
 
 
 EXPERIMENT = Experiment(
-    name="grid",
+    name=GRID,
     shows="any backbones, methods, tasks and seeds, by several protocols and for several budgets",
     paper="",
     sections=_sections,
