@@ -11,15 +11,13 @@ from deltatune.study import page
 from deltatune.study.claim import held_to
 from deltatune.study.experiment import Summaries, studied, summaries
 from deltatune.study.experiments import find_experiment
+from deltatune.study.facts import NOTHING, facts
 from deltatune.study.protocol import by_part, protocol
 from deltatune.study.report import write
 from deltatune.study.section import Section
 from deltatune.study.store import Store
-from deltatune.training.budget import Nothing
 
 __all__ = ["Findings", "findings", "write_findings"]
-
-NOTHING = str(Nothing())
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def _facts(found: Summaries) -> Iterator[tuple[str, str]]:
     """What holds for all parts once, and the rest by part."""
     values: dict[str, dict[str, str]] = {}
     for part, summary in found.items():
-        for name, value in page.facts(summary):
+        for name, value in facts(summary):
             values.setdefault(name, {})[part] = value
     yield from by_part(values, len(found))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deltatune.study.cell import Arm, CellResult, Point
 from deltatune.study.experiment import GRID, Study
+from deltatune.study.facts import counted, facts
 from deltatune.study.protocol import protocol
 from deltatune.study.report import render, write
 from deltatune.study.section import (
@@ -27,11 +28,10 @@ from deltatune.study.section import (
     Value,
     number_of,
 )
-from deltatune.study.select import Grid
 from deltatune.study.summary import Row, Summary
 from deltatune.study.table import MANY_ARMS, RATIO, arms_are_lines, percent, remarks
 
-__all__ = ["facts", "render_page", "sections", "write_page"]
+__all__ = ["render_page", "sections", "write_page"]
 
 Parts = tuple[Table | Figure, ...]
 Measure = Callable[[CellResult], float | None]
@@ -87,61 +87,16 @@ def _whole(summary: Summary) -> list[Section]:
 def _heading(summary: Summary) -> tuple[str, str]:
     comparison = summary.comparison
     title = (
-        f"{_count(len(comparison.methods), 'method')} on {_count(len(comparison.tasks), 'task')}"
+        f"{counted(len(comparison.methods), 'method')} on {counted(len(comparison.tasks), 'task')}"
     )
     return title, f"A comparison on {', '.join(comparison.backbones)}, made by deltatune."
-
-
-def facts(summary: Summary) -> list[tuple[str, str]]:
-    """Returns (name, value) of what holds for a whole comparison."""
-    comparison = summary.comparison
-    found = [result for _, result in summary.final if result is not None]
-    planned = len(comparison.arms) * len(comparison.tasks) * comparison.seeds
-    versions = {name: v for r in found for name, v in r.versions.items()}
-    # A chosen cell of the search is a final one too.
-    ran = {cell.id: result for cell, result in [*summary.searched, *summary.final]}
-    seconds = sum(result.total_seconds for result in ran.values() if result is not None)
-    said = [
-        ("Budget", f"{comparison.budget}, {comparison.settings.rows_per_step} rows a step"),
-        ("Seeds", str(comparison.seeds)),
-        ("Learning rate", _rates_in_words(summary)),
-        ("Rows", f"protocol {comparison.protocol}"),
-        ("Cells", f"{len(found)} of {planned} done, {len(summary.failures)} failed"),
-        ("Time", f"{seconds / 60:.1f} minutes in all"),
-        ("Device", "; ".join(sorted({_device(r) for r in found}))),
-        ("Versions", ", ".join(f"{name} {v}" for name, v in sorted(versions.items()))),
-    ]
-    return [(name, value) for name, value in said if value]
-
-
-def _device(result: CellResult) -> str:
-    return ", ".join(filter(None, (result.device, result.machine)))
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
-
-
-def _rates_in_words(summary: Summary) -> str:
-    grid = summary.comparison.grid
-    sizes = {len(choice.means) for choice in summary.choices.values()}
-    if sizes:
-        found = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
-        where = ", ".join(summary.comparison.search_tasks)
-        on = f" of {where}" if where else ""
-        return (
-            f"{found} values for each arm, the best on {summary.comparison.selection}{on} ({grid})"
-        )
-    if not grid.relative:
-        return f"{grid} for every arm"
-    return "the preset of each method" + ("" if grid == Grid() else f", {grid}")
 
 
 def _scores(summary: Summary, backbone: str) -> Section:
     arms, rows = summary.arms(backbone), summary.rows(backbone)
     note = "Test rows, times 100; the best of a task in bold."
     if low := len(summary.below_majority(backbone)):
-        note += f" {_count(low, 'score')} not above the commonest label: see the end."
+        note += f" {counted(low, 'score')} not above the commonest label: see the end."
     arrange = _by_arm if arms_are_lines(len(arms), len(rows)) else _by_task
     parts: Parts = (arrange(summary, arms, rows, note), *_distances(arms, rows))
     return Section(f"Scores on {backbone}", paper="Table 1", parts=parts)

@@ -62,7 +62,8 @@ def _section(summary: Summary, arms: Sequence[Arm], where: str) -> Section:
     lines = tuple(Series(_order(arm), _curve(summary.results(arm))) for arm in arms)
     drawn = tuple(line for line in lines if len(line.points) > 1)
     figure = Lines("Through the stages, mean over tasks and seeds", "steps", "validation", drawn)
-    table = Table("Every order", columns, tuple(rows), note="Stages are scored on validation rows.")
+    note = "Stages are scored on validation rows; the best of each stage in bold."
+    table = Table("Every order", columns, tuple(rows), note=note, best_of="column")
     return Section(
         f"{where}: one after the other",
         "Extended Data Fig. 4",
