@@ -41,7 +41,14 @@ checkpoints are chosen on validation rows (protocol `clean`). A report names the
 texts MiniLM was trained, what was cut, what is not above the commonest label, and what failed.
 """
 # What is to be said of a study beside its numbers.
-SHOWN: Mapping[str, str] = {}
+SHOWN: Mapping[str, str] = {
+    "zero-shot": "Models of 2 and 12 million parameters are at chance by either template: no score "
+    "is further than six points above the commonest label. What a template brings needs a backbone "
+    "that can read it; the paper's has 248 million.",
+    "sequence": "The averages of the six orders lie within 1.7 points of each other, those of two "
+    "seeds of one order up to 4 apart: these rows and seeds do not separate orders, which is what "
+    "the paper says of them. RTE is learned by none (54.5 at best, 52.7 for the commonest label).",
+}
 
 
 @dataclass(frozen=True)

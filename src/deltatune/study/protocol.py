@@ -27,7 +27,7 @@ def protocol(study: Study, found: Summaries) -> Section:
     text = json.dumps(study.model_dump(mode="json"), indent=1, ensure_ascii=False)
     return Section(
         "How it was run, and how to run it again",
-        text=(f"Kept as study.json, what stands below is run again by `{COMMAND}`.",),
+        text=(f"What stands below, kept as study.json, is run again by: {COMMAND}",),
         parts=(_settings(found), _rows(found), _code(found), Listing("study.json", text)),
     )
 
