@@ -46,8 +46,8 @@ SHOWN: Mapping[str, str] = {
     "is further than six points above the commonest label. What a template brings needs a backbone "
     "that can read it; the paper's has 248 million.",
     "sequence": "The averages of the six orders lie within 1.7 points of each other, those of two "
-    "seeds of one order up to 2.8 apart: these rows and seeds do not separate orders, which is what "
-    "the paper says of them. RTE is learned by none (54.5 at best, 52.7 for the commonest label).",
+    "seeds of one order up to 2.8: these rows and seeds do not separate orders, which is what the "
+    "paper says of them. RTE is learned by none (54.5 at best, 52.7 for the commonest label).",
 }
 
 
