@@ -14,7 +14,13 @@ from rich.console import Console
 from tests.study.fake import TASKS, execute
 from tests.study.html import Page
 
-from deltatune.core.errors import ConfigurationError, StateError, TrainingError, UnknownNameError
+from deltatune.core.errors import (
+    ConfigurationError,
+    DataError,
+    StateError,
+    TrainingError,
+    UnknownNameError,
+)
 from deltatune.study.cell import Cell, CellResult
 from deltatune.study.comparison import Comparison, preset, run_comparison
 from deltatune.study.page import render_page, sections, write_page
@@ -50,6 +56,52 @@ def on_terminal(summary: Summary, width: int) -> str:
 @pytest.fixture(scope="module")
 def summary() -> Summary:
     return compare(MemoryStore())
+
+
+def test_a_task_that_cannot_be_had_is_said_to_be_unavailable(tmp_path: Path) -> None:
+    missing = {"samsum"}
+
+    def describe(backbone: str, task: str, protocol: str) -> dict[str, Any]:
+        if task in missing:
+            raise DataError(f"{task}: set DELTATUNE_DATA.")
+        return {}
+
+    store = MemoryStore()
+    comparison = Comparison(
+        backbones=("t5-mini",), tasks=tuple(TASKS), methods=("lora", "full"), grid=GRID
+    )
+    run_comparison(comparison, execute, store, describe=describe)
+    found = summarise(store)
+    assert found.unavailable == {"samsum": "samsum: set DELTATUNE_DATA."}
+    assert len(found.final) == 2 * 4 and not found.failures
+    row, average = found.rows("t5-mini")[-2:]
+    assert (row.name, row.remark, row.entries) == ("samsum", "unavailable", (None, None))
+    assert average.name == "Average of 4 of 5 tasks" and None not in average.entries
+    said = "samsum: unavailable. samsum: set DELTATUNE_DATA."
+    assert said in remarks(found) and as_data(found)["unavailable"] == found.unavailable
+    page = render_page(found)
+    assert said in page and "samsum (unavailable)" in page
+    missing.clear()
+    run_comparison(comparison, execute, store, describe=describe)
+    whole = summarise(store)
+    assert not whole.unavailable and len(whole.final) == 2 * 5
+    assert whole.rows("t5-mini")[-1].name == "Average of all tasks"
+
+
+def test_nothing_is_compared_on_tasks_of_which_none_can_be_had() -> None:
+    def describe(backbone: str, task: str, protocol: str) -> dict[str, Any]:
+        if task != "emotion":
+            raise DataError(f"{task} is not there.")
+        return {}
+
+    def on(*tasks: str, **fields: Any) -> None:
+        comparison = Comparison(backbones=("t5-mini",), tasks=tasks, methods=("lora",), **fields)
+        run_comparison(comparison, execute, MemoryStore(), describe=describe)
+
+    with pytest.raises(DataError, match=r"no task can be had. glue_sst2 is not there. glue_rte is"):
+        on("glue_sst2", "glue_rte")
+    with pytest.raises(DataError, match="no task to search learning rates on can be had"):
+        on("glue_sst2", "emotion", search_tasks=("glue_sst2",))
 
 
 def test_every_arm_is_searched_equally_and_seeds_follow(summary: Summary) -> None:

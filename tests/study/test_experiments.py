@@ -14,7 +14,7 @@ from tests.study.fake import TASKS, draw, execute
 from deltatune.api import attach, save
 from deltatune.cli.study.experiments import EXPERIMENTS as COMMANDS
 from deltatune.composition import similarity
-from deltatune.core.errors import ConfigurationError, StateError, UnknownNameError
+from deltatune.core.errors import ConfigurationError, DataError, StateError, UnknownNameError
 from deltatune.study.cell import Arm, Cell, CellResult, Point
 from deltatune.study.comparison import Comparison
 from deltatune.study.experiment import Study, Summaries, run_study, studied, summaries
@@ -114,7 +114,7 @@ def test_a_report_ends_with_how_it_was_run(name: str) -> None:
     assert isinstance(whole, Listing)
     assert Study(**json.loads(whole.text)) == studied(store), "it is run again from its report"
     assert ("optimiser", "adamw") in settings.rows
-    assert {row[0] for row in lines.rows} == {*summary.comparison.tasks}
+    assert {row[0] for row in lines.rows} >= {*summary.comparison.tasks}
     assert {cell.code for cell, _ in summary.final} <= {row[1] for row in code.rows}
 
 
@@ -337,13 +337,30 @@ def test_performance_stands_beside_the_paper() -> None:
     ]
 
 
+def test_an_unavailable_task_stands_beside_the_paper_without_a_score() -> None:
+    def describe(backbone: str, task: str, protocol: str) -> dict[str, Any]:
+        if task == "emotion":
+            raise DataError("emotion: no such folder.")
+        return {}
+
+    store = MemoryStore()
+    run_study(wanted("performance", methods=("lora", "full")), measured, store, describe=describe)
+    table = tables(EXPERIMENTS["performance"].sections(summaries(store)))["Scores"]
+    names = [row["task"] for row in rows(table)]
+    assert names == ["glue_sst2", "glue_rte", "emotion (unavailable)", "Average of 2"]
+    assert [row["full: paper"] is not None for row in rows(table)] == [True] * 4
+    assert rows(table)[2]["full"] is None and rows(table)[3]["full"] is not None
+    assert table.averages == {3}
+    assert dict(findings(store).facts)["Unavailable"] == ": emotion"
+
+
 @pytest.mark.parametrize("name", ["performance", "review"])
 def test_the_memory_of_a_step_stands_beside_the_scores(name: str) -> None:
     """Also where cells are trained side by side, which have no memory of their own."""
     fields: dict[str, Any] = {"methods": ("lora", "full"), "search_tasks": ("glue_rte",)}
     found = ran(name, grid=Grid(values=(1.0, 3.0)), options={"shots": 16}, **fields)
     cells = [cell for cell, _ in found[MEMORY].final]
-    assert [cell.task for cell in cells] == ["glue_sst2"] * 2
+    assert [cell.task for cell in cells] == ["minimal_pairs"] * 2, "which is always at hand"
     assert {(cell.budget, cell.seed, cell.options["shots"]) for cell in cells} == {
         ("nothing", 0, 16)
     }

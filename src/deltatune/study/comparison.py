@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from deltatune.core.errors import ConfigurationError, UnknownNameError
+from deltatune.core.errors import ConfigurationError, DataError, UnknownNameError
 from deltatune.core.grammar import parse
 from deltatune.study.cell import Arm, Cell, CellResult, Strict
 from deltatune.study.runner import Execute, Outcome, Pool, Together, Watch, run
@@ -21,12 +22,21 @@ from deltatune.study.store import Note, Store
 from deltatune.training.budget import parse as parse_budget
 from deltatune.training.settings import Settings
 
-__all__ = ["NOTE", "Comparison", "Describe", "Group", "preset", "run_comparison"]
+__all__ = [
+    "NOTE",
+    "UNAVAILABLE",
+    "Comparison",
+    "Describe",
+    "Group",
+    "preset",
+    "run_comparison",
+]
 
 # (backbone, task, protocol) -> further fields of a cell, `revision` and `data`
 Describe: TypeAlias = Callable[[str, str, str], dict[str, Any]]
 
 NOTE = "comparison"  # the name under which a store keeps what was compared
+UNAVAILABLE = "unavailable"  # what of the note says which tasks could not be had
 
 
 class Comparison(Strict):
@@ -120,6 +130,12 @@ class Comparison(Strict):
         """How one method is trained. Raises what `Settings` does."""
         return Settings(**{**dict(self.settings), **self.by_method.get(method, {})})
 
+    def without(self, tasks: Collection[str]) -> Comparison:
+        """The comparison on its other tasks."""
+        names = ("tasks", "search_tasks")
+        left = {name: tuple(t for t in getattr(self, name) if t not in tasks) for name in names}
+        return self.model_copy(update=left)
+
     @property
     def arms(self) -> tuple[Arm, ...]:
         """The columns of the table."""
@@ -171,6 +187,9 @@ def run_comparison(
     the chosen ones with all seeds on all tasks. Of an arm none of whose values ran to its end on
     every task searched, the first value is shown.
 
+    A task whose rows cannot be had is left out, and the store says so; the same call runs it once
+    they can.
+
     Args:
         comparison: what is compared.
         execute: runs one cell.
@@ -184,14 +203,19 @@ def run_comparison(
 
     Returns:
         The results of the final cells.
+
+    Raises:
+        DataError: the rows of no task can be had, or of no task to search learning rates on.
     """
+    describe = functools.cache(describe)
+    missing = _unavailable(comparison, describe)
     # A cell of the search is a final one too: what fails again there has been tried again.
     again = store.failed() if retry else {}
 
     def carry_out(cells: Iterable[Cell]) -> Outcome:
         return run(cells, execute, store, together=together, pool=pool, retry=again, watch=watch)
 
-    search = _Search(comparison, carry_out, store, name, describe)
+    search = _Search(comparison, missing, carry_out, store, name, describe)
     if comparison.grid.tried:
         search.try_rates()
         for _ in range(comparison.extend):
@@ -201,22 +225,40 @@ def run_comparison(
     return search.run_final()
 
 
+def _unavailable(comparison: Comparison, describe: Describe) -> dict[str, str]:
+    """Task -> why its rows cannot be had. Raises DataError if nothing can be done without."""
+    missing: dict[str, str] = {}
+    for task in comparison.tasks:
+        try:
+            describe(comparison.backbones[0], task, comparison.protocol)
+        except DataError as error:
+            missing[task] = str(error)
+    left = comparison.without(missing)
+    if not left.tasks or (comparison.search_tasks and not left.search_tasks):
+        purpose = "" if not left.tasks else " to search learning rates on"
+        why = " ".join(dict.fromkeys(missing.values()))
+        raise DataError(f"The rows of no task{purpose} can be had. {why}")
+    return missing
+
+
 class _Search:
     """The grids of all groups as they grow, and the cells that were planned on the way."""
 
     def __init__(
         self,
-        comparison: Comparison,
+        asked: Comparison,
+        missing: Mapping[str, str],
         carry_out: Callable[[Iterable[Cell]], Outcome],
         store: Store,
         name: str,
         describe: Describe,
     ) -> None:
-        self.comparison, self.store, self.name = comparison, store, name
+        self.comparison, self.store, self.name = asked.without(missing), store, name
+        self._asked, self._missing = asked, missing
         self._carry_out, self._describe = carry_out, describe
         self._rates = {
-            group: list(comparison.grid.rates(preset(group.arm.method)))
-            for group in comparison.groups
+            group: list(asked.grid.rates(preset(group.arm.method)))
+            for group in self.comparison.groups
         }
         self._searched: dict[str, tuple[Cell, CellResult | None]] = {}
 
@@ -300,11 +342,13 @@ class _Search:
 
         Another process may be further with the same comparison: what it wrote down stays.
         """
-        subject = {"comparison": self.comparison.model_dump(mode="json"), "code": code_version()}
+        subject = {"comparison": self._asked.model_dump(mode="json"), "code": code_version()}
         before = self.store.note(self.name) or {}
         if {key: before.get(key) for key in subject} == subject:
             searched = list(dict.fromkeys([*before["searched"], *searched]))
             final = final or before["final"]
         value = {**subject, "searched": searched, "final": final}
+        if self._missing:
+            value[UNAVAILABLE] = dict(self._missing)
         if before != value:
             self.store.append(Note(name=self.name, value=value))

@@ -28,6 +28,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         ("Learning rate", "" if comparison.budget == NOTHING else _rates_in_words(summary)),
         ("Rows", f"protocol {comparison.protocol}"),
         ("Cells", f"{len(found)} of {planned} done, {len(summary.failures)} failed"),
+        ("Unavailable", ", ".join(summary.unavailable)),
         ("Time", f"{seconds / 60:.1f} minutes in all"),
         ("Device", "; ".join(sorted({_device(r) for r in found}))),
         ("Versions", ", ".join(f"{name} {v}" for name, v in sorted(versions.items()))),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from deltatune.core.errors import StateError
 from deltatune.study.cell import Arm, Cell, CellResult
-from deltatune.study.comparison import NOTE, Comparison, Group
+from deltatune.study.comparison import NOTE, UNAVAILABLE, Comparison, Group
 from deltatune.study.select import Choice, choose
 from deltatune.study.store import Failed, Store
 
@@ -66,11 +66,12 @@ class Summary:
     """A comparison with all that its store knows of it.
 
     Attributes:
-        comparison: what was compared.
+        comparison: what was compared, on the tasks whose rows could be had.
         final: the cells of the table with their results, None where there is none yet.
         searched: the cells of the grids with their results.
         failures: what went wrong with cells of either kind.
         pending: how many of the cells planned so far have not been run yet.
+        unavailable: the other tasks -> why their rows could not be had.
     """
 
     comparison: Comparison
@@ -78,6 +79,7 @@ class Summary:
     searched: tuple[tuple[Cell, CellResult | None], ...]
     failures: tuple[Failed, ...]
     pending: int = 0
+    unavailable: Mapping[str, str] = field(default_factory=dict)
 
     def results(self, arm: Arm, task: str | None = None) -> list[CellResult]:
         """Returns the results of an arm, on one task or on all."""
@@ -139,10 +141,21 @@ class Summary:
                 tasks = [row.name for row in members]
                 entries = tuple(self.average(arm, tasks) for arm in arms)
                 rows.append(Row("average", f"Average of {_last(category)}", category, entries))
+        none = tuple(None for _ in arms)
+        rows += [
+            Row("task", task, "Other", none, remark="unavailable") for task in self.unavailable
+        ]
         if len(self.comparison.tasks) > 1:
             entries = tuple(self.average(arm, self.comparison.tasks) for arm in arms)
-            rows.append(Row("overall", "Average of all tasks", "", entries))
+            rows.append(Row("overall", f"Average of {self.counted_tasks}", "", entries))
         return rows
+
+    @property
+    def counted_tasks(self) -> str:
+        """What averages are of, in words: "all tasks", "51 of 52 tasks"."""
+        known = len(self.comparison.tasks)
+        whole = known + len(self.unavailable)
+        return "all tasks" if known == whole else f"{known} of {whole} tasks"
 
     def below_majority(self, backbone: str) -> list[str]:
         """Returns a sentence for each arm that does not beat the commonest label on a task."""
@@ -199,10 +212,12 @@ def summarise(store: Store, name: str = NOTE) -> Summary:
         return tuple(found)
 
     ids = dict.fromkeys([*note["searched"], *note["final"]])
+    missing = note.get(UNAVAILABLE, {})
     return Summary(
-        comparison=Comparison(**note["comparison"]),
+        comparison=Comparison(**note["comparison"]).without(missing),
         final=look_up(note["final"]),
         searched=look_up(note["searched"]),
         failures=tuple(failed[cell_id] for cell_id in ids if cell_id in failed),
         pending=sum(cell_id not in done and cell_id not in failed for cell_id in ids),
+        unavailable=missing,
     )

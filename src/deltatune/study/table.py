@@ -97,6 +97,7 @@ def as_data(summary: Summary) -> dict[str, Any]:
             }
             for group, choice in summary.choices.items()
         ],
+        "unavailable": dict(summary.unavailable),
         "failed": [{"cell": str(f.cell), "error": f.message} for f in summary.failures],
         "remarks": remarks(summary),
     }
@@ -110,6 +111,7 @@ def remarks(summary: Summary) -> list[str]:
         f" {comparison.seeds} seed{'s' if comparison.seeds > 1 else ''}."
         + (" ± is the sample standard deviation over the seeds." if comparison.seeds > 1 else "")
     ]
+    said += [f"{task}: unavailable. {why}" for task, why in summary.unavailable.items()]
     if comparison.search_tasks:
         said.append(f"Learning rates were chosen on {', '.join(comparison.search_tasks)}.")
     if summary.pending:

@@ -84,14 +84,18 @@ def _beside_the_paper(summary: Summary, arms: Sequence[Arm]) -> Table | None:
     tasks = [task for task in summary.comparison.tasks if task in printed]
     if not columns or not tasks:
         return None
-    rows: list[tuple[Value, ...]] = []
-    for task in tasks:
-        row: list[Value] = [task]
+
+    def line(name: str, task: str) -> tuple[Value, ...]:
+        row: list[Value] = [name]
         for arm, column in columns.items():
             theirs = printed[task][column]
             row += [summary.spread(arm, task), float(theirs) / 100 if theirs else None]
-        rows.append(tuple(row))
+        return tuple(row)
+
+    rows = [line(task, task) for task in tasks]
     means = [_mean(column) for column in zip(*(row[1:] for row in rows), strict=True)]
+    missing = [task for task in summary.unavailable if task in printed]
+    rows += [line(f"{task} (unavailable)", task) for task in missing]
     rows.append((f"Average of {len(tasks)}", *means))
     heads = [
         Column(title, "score")

@@ -18,6 +18,7 @@ __all__ = ["MEMORY", "NOTE", "peaks", "profiled", "scatter", "with_memory"]
 
 MEMORY = "memory"  # the name of the part
 ROWS, TOKENS = 32, 128
+TEXT = "minimal_pairs"  # whose rows are part of the package; only their number and length count
 MIB = 2**20
 NOTE = f"Peak memory is that of one training step on {ROWS} rows of {TOKENS} tokens."
 
@@ -39,7 +40,8 @@ def profiled(base: Comparison, rows: int, tokens: int) -> Comparison:
 
 def with_memory(base: Comparison) -> Parts:
     """The comparison, and its arms again for the memory of a step."""
-    return {"": base, MEMORY: profiled(base, ROWS, TOKENS)}
+    anywhere = base.model_copy(update={"tasks": (TEXT,)})
+    return {"": base, MEMORY: profiled(anywhere, ROWS, TOKENS)}
 
 
 def peaks(summaries: Summaries, backbone: str) -> dict[Arm, float]:
