@@ -81,7 +81,7 @@ def _by_method(summary: Summary, backbone: str) -> Table:
         (name, mean(trained[name]), mean(validated[name]), *with_interval(gaps[name]))
         for name in gaps
     ]
-    return Table("Over all tasks", columns, tuple(rows), note=INTERVALS)
+    return Table("Over all tasks", columns, tuple(rows), note=INTERVALS, best_of="nothing")
 
 
 def _by_task(summary: Summary, backbone: str) -> Table:
