@@ -46,8 +46,8 @@ SHOWN: Mapping[str, str] = {
     "is further than six points above the commonest label. What a template brings needs a backbone "
     "that can read it; the paper's has 248 million.",
     "gap": "Full tuning has the largest gap, as in the paper. The smallest is that of BitFit, "
-    "which also learns least here (61.9 against 68.0). 160 steps see two thirds of the training rows, "
-    "once: only the intervals of full tuning and of the adapter leave out zero.",
+    "which also learns least here (61.9 against 68.0). 160 steps see two thirds of the training "
+    "rows, once: only the intervals of full tuning and of the adapter leave out zero.",
     "sequence": "The averages of the six orders lie within 1.7 points of each other, those of two "
     "seeds of one order up to 2.8: these rows and seeds do not separate orders, which is what the "
     "paper says of them. RTE is learned by none (54.5 at best, 52.7 for the commonest label).",
