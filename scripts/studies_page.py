@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from studies import KEPT, REPORTS, SETTINGS, STUDIES, begin
@@ -18,6 +18,7 @@ from studies import KEPT, REPORTS, SETTINGS, STUDIES, begin
 from deltatune.study.claim import held_to
 from deltatune.study.experiment import Summaries, studied, summaries
 from deltatune.study.experiments import find_experiment
+from deltatune.study.plain import table_as_markdown
 from deltatune.study.section import Table
 from deltatune.study.status import Status, status
 from deltatune.study.store import open_study
@@ -128,7 +129,7 @@ def said(study: Kept) -> Iterator[str]:
     for section in held_to(experiment.claims, study.parts):
         for part in section.parts:
             assert isinstance(part, Table)
-            yield from ("", *markdown(part))
+            yield from ("", table_as_markdown(replace(part, note="")))
     for name, summary in study.parts.items():
         if summary.comparison.budget != str(Nothing()):
             yield from averages(summary, name)
@@ -147,16 +148,6 @@ def averages(summary: Summary, part: str) -> Iterator[str]:
         tuned = percent(summary.mean(arms[-1], lambda result: result.ratio))
         method = str(arms[0]).replace("|", "\\|")
         yield f"| `{method}` | {' | '.join(scores)} | {tuned} |"
-
-
-def markdown(table: Table) -> Iterator[str]:
-    """A table of a report as Markdown."""
-    columns = table.columns
-    yield f"| {' | '.join(column.title for column in columns)} |"
-    yield "|---|" + "---|" * (len(columns) - 1)
-    for row in table.rows:
-        texts = [c.write(value).replace("|", "\\|") for c, value in zip(columns, row, strict=True)]
-        yield f"| {' | '.join(texts)} |"
 
 
 if __name__ == "__main__":

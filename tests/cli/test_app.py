@@ -93,7 +93,7 @@ def test_the_options_are_these(call: Call) -> None:
         "study status": {"traces"},
         "study watch": {"page", "port"},
         "study query": {"csv"},
-        "study export": {"format", "out"},
+        "study export": {"format", "out", "table"},
         **{f"hub {name}": {"hub"} for name in hub.COMMANDS},
         "hub push": {"hub", "beside"},
         "hub pull": {"hub", "trusted"},

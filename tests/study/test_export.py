@@ -14,16 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 from tests.study.test_comparison import compare
+from tests.study.test_experiments import ran
 from tests.study.test_flat import store_of
 from tests.study.test_query import without
 from tests.study.test_store import failed, make_cell
 
-from deltatune.core.errors import StateError, UnknownNameError, UnsupportedError
-from deltatune.study.export import FORMATS, export, write_export
+from deltatune.core.errors import ConfigurationError, StateError, UnknownNameError, UnsupportedError
+from deltatune.study.export import FORMATS, export, tables, write_export
 from deltatune.study.flat import flatten
-from deltatune.study.latex import _escaped, as_latex
+from deltatune.study.latex import _escaped, as_latex, table_as_latex
+from deltatune.study.plain import table_as_csv, table_as_markdown
+from deltatune.study.section import Column, Table
 from deltatune.study.store import MemoryStore, Store
-from deltatune.study.summary import summarise
+from deltatune.study.summary import Spread, summarise
 from deltatune.study.table import as_markdown
 
 
@@ -93,6 +96,58 @@ def test_the_table_in_latex_says_what_markdown_says(store: Store) -> None:
     assert r"11 rows of train stand in test too" in text
     assert export(store, "latex").decode() == text
     assert export(store, "markdown").decode() == as_markdown(summary)
+
+
+def test_every_table_of_a_report_can_be_had() -> None:
+    store = MemoryStore()
+    ran("combination", store)
+    known = tables(store)
+    names = [name for name, one in known.items() if one.title == "Every subset"]
+    assert names == ["t5-mini, all rows: Every subset", "t5-mini, 16 of each label: Every subset"]
+    for form in ("markdown", "latex"):
+        text = export(store, form).decode()
+        assert all(
+            export(store, form, name).decode().strip() in text for name in known if "_" not in name
+        )
+    head, *rows = list(csv.reader(io.StringIO(export(store, "csv", names[0]).decode())))
+    assert head == [column.title for column in known[names[0]].columns]
+    assert [float(row[-1]) for row in rows] == [row[-1] for row in known[names[0]].rows]
+    with pytest.raises(ConfigurationError, match="several: .*16 of each label: Every subset. Name"):
+        export(store, "csv", "Every subset")
+    with pytest.raises(UnknownNameError, match="Did you mean 'Interaction effects'"):
+        export(store, "csv", "Interaction effect")
+    with pytest.raises(ConfigurationError, match="json is for cells"):
+        export(store, "json", names[0])
+
+
+TABLE = Table(
+    "Some",
+    (Column("a|b"), Column("x & y", "score"), Column("z", "score")),
+    (("one|two", Spread((0.5, 0.7)), 0.7), ("mean_of", 0.25, None)),
+    averages=frozenset({1}),
+    note="100 % of it.",
+)
+
+
+def test_a_table_is_written_in_each_form() -> None:
+    assert table_as_csv(TABLE).splitlines() == [
+        'a|b,x & y,"x & y, deviation",z',
+        f"one|two,0.6,{Spread((0.5, 0.7)).deviation},0.7",
+        "mean_of,0.25,,",
+    ]
+    assert table_as_markdown(TABLE).splitlines() == [
+        r"| a\|b | x & y | z |",
+        "|---|---:|---:|",
+        r"| one\|two | 60.00 ±14.14 | **70.00** |",
+        "| mean_of | **25.00** | - |",
+        "",
+        "100 % of it.",
+    ]
+    latex = table_as_latex(TABLE, "A_b")
+    assert r"\caption{A\_b}" in latex and r"\begin{tabular}{@{}lrr@{}}" in latex
+    assert r"one\textbar{}two & 60.00 $\pm$14.14 & \textbf{70.00} \\" in latex
+    assert r"\emph{mean\_of} & \textbf{25.00} & \emph{-} \\" in latex
+    assert r"100 \% of it." in latex
 
 
 SPECIAL = "\\{}~^<>|[&%$#_"

@@ -79,7 +79,7 @@ def _part(part: Table | Figure | Listing) -> dict[str, Any]:
 
 
 def _rows(table: Table) -> list[dict[str, Any]]:
-    best = _best_places(table)
+    best = table.best_places()
     return [
         {
             "average": number in table.averages,
@@ -90,25 +90,6 @@ def _rows(table: Table) -> list[dict[str, Any]]:
         }
         for number, row in enumerate(table.rows)
     ]
-
-
-def _best_places(table: Table) -> set[tuple[int, int]]:
-    """Returns (row, column) of the highest scores, as they are written; none of a single one."""
-    if table.best_of == "nothing":
-        return set()
-    scores = [place for place, column in enumerate(table.columns) if column.kind == "score"]
-    if table.best_of == "row":
-        lines = [[(number, place) for place in scores] for number in range(len(table.rows))]
-    else:
-        arms = [number for number in range(len(table.rows)) if number not in table.averages]
-        lines = [[(number, place) for number in arms] for place in scores]
-    found: set[tuple[int, int]] = set()
-    for line in lines:
-        means = {at: number_of(table.rows[at[0]][at[1]]) for at in line}
-        written = {at: round(100 * m, 2) for at, m in means.items() if m is not None}
-        if len(line) > 1:
-            found |= {at for at, mean in written.items() if mean == max(written.values())}
-    return found
 
 
 def _cell(value: Value, column: Column) -> dict[str, Any]:

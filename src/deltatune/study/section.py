@@ -115,6 +115,24 @@ class Table:
                     f" {row}."
                 )
 
+    def best_places(self) -> set[tuple[int, int]]:
+        """Returns (row, column) of the highest scores as they are written; none of one alone."""
+        if self.best_of == "nothing":
+            return set()
+        scores = [place for place, column in enumerate(self.columns) if column.kind == "score"]
+        if self.best_of == "row":
+            lines = [[(number, place) for place in scores] for number in range(len(self.rows))]
+        else:
+            arms = [number for number in range(len(self.rows)) if number not in self.averages]
+            lines = [[(number, place) for number in arms] for place in scores]
+        found: set[tuple[int, int]] = set()
+        for line in lines:
+            means = {at: number_of(self.rows[at[0]][at[1]]) for at in line}
+            written = {at: round(100 * m, 2) for at, m in means.items() if m is not None}
+            if len(line) > 1:
+                found |= {at for at, mean in written.items() if mean == max(written.values())}
+        return found
+
 
 @dataclass(frozen=True)
 class Series:
