@@ -112,7 +112,9 @@ def test_every_table_of_a_report_can_be_had() -> None:
     head, *rows = list(csv.reader(io.StringIO(export(store, "csv", names[0]).decode())))
     assert head == [column.title for column in known[names[0]].columns]
     assert [float(row[-1]) for row in rows] == [row[-1] for row in known[names[0]].rows]
-    with pytest.raises(ConfigurationError, match="several: .*16 of each label: Every subset. Name"):
+    with pytest.raises(
+        ConfigurationError, match=r"several: .*16 of each label: Every subset. Name"
+    ):
         export(store, "csv", "Every subset")
     with pytest.raises(UnknownNameError, match="Did you mean 'Interaction effects'"):
         export(store, "csv", "Interaction effect")
