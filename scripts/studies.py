@@ -28,6 +28,7 @@ STUDIES = (
     "efficiency",
     "zero-shot",
     "combination",
+    "templates",
     "sequence",
     "gap",
     "scale",
@@ -37,7 +38,7 @@ STUDIES = (
     "forgetting",
 )
 # The experiment of a study, and whose file and cells it takes, where these are not of its name.
-EXPERIMENT = {"text_to_text": "performance"}
+EXPERIMENT = {"text_to_text": "performance", "templates": "combination"}
 SETTINGS = {"convergence": "performance"}
 PROCESSES = 2
 TEXTS = "_corpus/wikipedia_en_validation.jsonl.gz"  # of no task, below DELTATUNE_DATA

@@ -201,6 +201,27 @@ def test_a_combination_is_of_every_subset_with_all_rows_and_with_few() -> None:
         find_experiment("combination").study(**SMALL, methods=("prompt",))
 
 
+def test_a_combination_with_a_manual_template_is_also_without() -> None:
+    found = ran("combination", methods=("prompt", "adapter"), options={"template": "manual:1"})
+    parts = ("all rows", "16 of each label", "untuned")
+    assert [*found] == [*parts, *(f"{part}, manual template" for part in parts)]
+    for name, summary in found.items():
+        wanted = "manual:1" if name.endswith("template") else "no_template"
+        assert {cell.options["template"] for cell, _ in summary.final} == {wanted}
+        assert name.startswith("16") == all("shots" in c.options for c, _ in summary.final)
+    sections = EXPERIMENTS["combination"].sections(found)
+    assert [section.title.partition(", ")[2] for section in sections] == [
+        "all rows",
+        "16 of each label",
+        "all rows, manual template",
+        "16 of each label, manual template",
+    ]
+    for section in sections:
+        (every,) = [part for part in section.parts if part.title == "Every subset"]
+        assert isinstance(every, Table)
+        assert len(every.rows) == 4, "the untuned backbone, with the same template, among them"
+
+
 def test_a_sequence_is_every_order_with_a_score_after_each_stage() -> None:
     def staged(cell: Cell) -> CellResult:
         points = tuple(

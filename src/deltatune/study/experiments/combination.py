@@ -26,8 +26,10 @@ from deltatune.study.summary import Summary
 __all__ = ["EXPERIMENT", "as_released", "interactions", "subsets"]
 
 SHOTS = 16
+ALL, FEW = "all rows", f"{SHOTS} of each label"
 EVALUATION = 200  # steps between evaluations in the released code
 UNTUNED = "untuned"
+TEMPLATE = ", manual template"  # behind the names of the parts that have it
 RELEASED = (
     "As in the released code: learning rates chosen on the rows that are reported, and dropout of "
     "the backbone on for an adapter alone, up to the first evaluation for an adapter with others, "
@@ -69,11 +71,18 @@ def _parts(base: Comparison) -> Parts:
     every = base.model_copy(update={"methods": tuple(sums)})
     if base.protocol == "faithful":
         every = as_released(every, sums)
-    few = every.model_copy(update={"options": {**base.options, "shots": SHOTS}})
     untuned = base.model_copy(
         update={"methods": ("full",), "budget": "nothing", "seeds": 1, "grid": Grid()}
     )
-    return {"all rows": every, f"{SHOTS} of each label": few, UNTUNED: untuned}
+    parts = {ALL: every, FEW: _with(every, shots=SHOTS), UNTUNED: untuned}
+    if not str(base.options.get("template")).startswith("manual"):
+        return parts
+    plain = {name: _with(part, template="no_template") for name, part in parts.items()}
+    return plain | {f"{name}{TEMPLATE}": part for name, part in parts.items()}
+
+
+def _with(part: Comparison, **options: int | str) -> Comparison:
+    return part.model_copy(update={"options": {**part.options, **options}})
 
 
 def as_released(every: Comparison, members: Mapping[str, Subset]) -> Comparison:
@@ -101,13 +110,17 @@ def as_released(every: Comparison, members: Mapping[str, Subset]) -> Comparison:
 
 
 def _sections(summaries: Summaries) -> list[Section]:
-    untuned = summaries.get(UNTUNED)
     return [
-        _section(summary, untuned, backbone, name)
+        _section(summary, summaries.get(_beside(name)), backbone, name)
         for name, summary in summaries.items()
-        if name != UNTUNED
+        if not name.startswith(UNTUNED)
         for backbone in summary.comparison.backbones
     ]
+
+
+def _beside(name: str) -> str:
+    """Which part is the untuned one of a part."""
+    return f"{UNTUNED}{TEMPLATE if name.endswith(TEMPLATE) else ''}"
 
 
 def _section(summary: Summary, untuned: Summary | None, backbone: str, name: str) -> Section:
@@ -176,7 +189,32 @@ def _adding(name: str, agrees: Callable[[float, float], bool]) -> Look:
         here = f"{in_points(by_task)} points; {raised} of {len(gains)} averages rise."
         return Found(here, agrees(fmean(by_task), raised / len(gains)))
 
-    return everywhere(look, but=UNTUNED)
+    return everywhere(look)
+
+
+def _templates_help_few(summaries: Summaries) -> Mapping[str, Found]:
+    """What a manual template adds to every combination, with few rows and with all."""
+    found: dict[str, Found] = {}
+    parts = [summaries.get(f"{name}{more}") for name in (FEW, ALL) for more in ("", TEMPLATE)]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return found
+    for backbone in known[0].comparison.backbones:
+        scores = [over_tasks(part, part.arms(backbone)) for part in known]
+        few, every = (
+            [
+                b - a
+                for arm in plain.keys() & manual.keys()
+                for a, b in zip(plain[arm], manual[arm], strict=True)
+            ]
+            for plain, manual in (scores[:2], scores[2:])
+        )
+        if few and every:
+            here = (
+                f"{100 * fmean(few):+.1f} points with {FEW}, {100 * fmean(every):+.1f} with {ALL}."
+            )
+            found[backbone] = Found(here, fmean(few) > max(0.0, fmean(every)))
+    return found
 
 
 EXPERIMENT = Experiment(
@@ -198,6 +236,10 @@ EXPERIMENT = Experiment(
         Claim(
             "BitFit in the combination generally improves the average.",
             _adding("bitfit", lambda mean, share: mean > 0),
+        ),
+        Claim(
+            "Manual templates help evidently with few rows, and only marginally with all.",
+            _templates_help_few,
         ),
     ),
 )
