@@ -256,6 +256,22 @@ def test_what_cannot_be_said_is_left_out(name: str) -> None:
             assert execute is measured or claim.look(found) == {}, claim.says
 
 
+def test_templates_are_compared_on_the_tasks_that_have_both() -> None:
+    gains = templated(scored(prompt=0.1, adapter=0.2), few=0.2, every=0.1)
+
+    def execute(cell: Cell) -> CellResult:
+        if cell.task == "glue_rte" and cell.options["template"] == "no_template":
+            raise ConfigurationError("It has none of that style.")
+        result = measured(cell)
+        return result.model_copy(update=gains(cell, result))
+
+    store = MemoryStore()
+    fields = {"methods": SUMS[::2], "options": {"template": "manual"}}
+    run_study(wanted("combination", **fields), execute, store)
+    found = EXPERIMENTS["combination"].claims[-1].look(summaries(store))["t5-mini"]
+    assert found == Found("+20.0 points with 16 of each label, +10.0 with all rows.", True)
+
+
 def test_claims_come_first_in_a_report() -> None:
     store = MemoryStore()
     run_study(wanted("performance", methods=ALL), measured, store)

@@ -195,26 +195,27 @@ def _adding(name: str, agrees: Callable[[float, float], bool]) -> Look:
 def _templates_help_few(summaries: Summaries) -> Mapping[str, Found]:
     """What a manual template adds to every combination, with few rows and with all."""
     found: dict[str, Found] = {}
-    parts = [summaries.get(f"{name}{more}") for name in (FEW, ALL) for more in ("", TEMPLATE)]
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts):
+    names = [name for part in (FEW, ALL) for name in (part, f"{part}{TEMPLATE}")]
+    if not {*names} <= summaries.keys():
         return found
-    for backbone in known[0].comparison.backbones:
-        scores = [over_tasks(part, part.arms(backbone)) for part in known]
-        few, every = (
-            [
-                b - a
-                for arm in plain.keys() & manual.keys()
-                for a, b in zip(plain[arm], manual[arm], strict=True)
-            ]
-            for plain, manual in (scores[:2], scores[2:])
-        )
-        if few and every:
-            here = (
-                f"{100 * fmean(few):+.1f} points with {FEW}, {100 * fmean(every):+.1f} with {ALL}."
-            )
-            found[backbone] = Found(here, fmean(few) > max(0.0, fmean(every)))
+    few, few_manual, every, every_manual = (summaries[name] for name in names)
+    for backbone in few.comparison.backbones:
+        gains = _gains(few, few_manual, backbone), _gains(every, every_manual, backbone)
+        if all(gains):
+            small, large = (fmean(one) for one in gains)
+            here = f"{100 * small:+.1f} points with {FEW}, {100 * large:+.1f} with {ALL}."
+            found[backbone] = Found(here, small > max(0.0, large))
     return found
+
+
+def _gains(plain: Summary, manual: Summary, backbone: str) -> list[float]:
+    """What each arm gains on each task that it has a score on with either template."""
+    pairs = [
+        (plain.spread(arm, task), manual.spread(arm, task))
+        for arm in plain.arms(backbone)
+        for task in plain.comparison.tasks
+    ]
+    return [b.mean - a.mean for a, b in pairs if a is not None and b is not None]
 
 
 EXPERIMENT = Experiment(
