@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltatune.study import page
 from deltatune.study.claim import held_to
-from deltatune.study.experiment import Summaries, studied, summaries
+from deltatune.study.experiment import studied, summaries
 from deltatune.study.experiments import find_experiment
 from deltatune.study.facts import NOTHING, facts
 from deltatune.study.protocol import by_part, protocol
@@ -53,19 +52,10 @@ def findings(store: Store) -> Findings:
     return Findings(
         title=f"{experiment.name.capitalize()}: {experiment.shows}",
         subtitle=f"Beside {experiment.paper or 'nothing'} of the paper, made by deltatune.",
-        facts=tuple(_facts(found)),
+        facts=tuple(by_part({part: facts(summary) for part, summary in found.items()})),
         sections=tuple(sections),
         failures=len({f.id for summary in found.values() for f in summary.failures}),
     )
-
-
-def _facts(found: Summaries) -> Iterator[tuple[str, str]]:
-    """What holds for all parts once, and the rest by part."""
-    values: dict[str, dict[str, str]] = {}
-    for part, summary in found.items():
-        for name, value in facts(summary):
-            values.setdefault(name, {})[part] = value
-    yield from by_part(values, len(found))
 
 
 def write_findings(found: Findings, path: str | os.PathLike[str]) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from deltatune.study.cell import Cell, CellResult
 from deltatune.study.experiment import Study, Summaries
@@ -32,27 +32,27 @@ def protocol(study: Study, found: Summaries) -> Section:
     )
 
 
-def by_part(values: Mapping[str, Mapping[str, str]], parts: int) -> Iterator[tuple[str, str]]:
+def by_part(said: Mapping[str, Iterable[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
     """Yields (name, value): what all parts have in common once, the rest by part.
 
     Args:
-        values: name -> part -> value.
-        parts: how many there are.
+        said: part -> its names and values.
     """
-    for name, by_name in values.items():
-        if len({*by_name.values()}) == 1 and len(by_name) == parts:
-            yield name, next(iter(by_name.values()))
+    values: dict[str, dict[str, str]] = {}
+    for part, pairs in said.items():
+        for name, value in pairs:
+            values.setdefault(name, {})[part] = value
+    for name, of_parts in values.items():
+        if len({*of_parts.values()}) == 1 and len(of_parts) == len(said):
+            yield name, next(iter(of_parts.values()))
         else:
-            yield name, "; ".join(f"{part}: {value}" for part, value in by_name.items())
+            yield name, "; ".join(f"{part}: {value}" for part, value in of_parts.items())
 
 
 def _settings(found: Summaries) -> Table:
-    values: dict[str, dict[str, str]] = {}
-    for part, summary in found.items():
-        for name, value in _said(summary):
-            values.setdefault(name, {})[part] = value
+    lines = by_part({part: _said(summary) for part, summary in found.items()})
     columns = (Column("setting"), Column("value"))
-    return Table("What its cells have", columns, tuple(by_part(values, len(found))))
+    return Table("What its cells have", columns, tuple(lines))
 
 
 def _said(summary: Summary) -> Iterator[tuple[str, str]]:
