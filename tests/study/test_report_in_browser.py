@@ -11,7 +11,7 @@ from tests.study.fake import TASKS, execute
 from deltatune.study.comparison import Comparison, run_comparison
 from deltatune.study.page import sections
 from deltatune.study.report import write
-from deltatune.study.section import Column, Section, Table
+from deltatune.study.section import Column, Listing, Section, Table
 from deltatune.study.store import MemoryStore
 from deltatune.study.summary import Spread, summarise
 
@@ -40,7 +40,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     comparison = Comparison(backbones=("t5-mini",), tasks=tuple(TASKS), methods=methods)
     run_comparison(comparison, execute, store)
     found = [Section("First", parts=(SORTED,)), *sections(summarise(store))]
-    found.append(Section("Last", parts=(LONG,)))
+    found.append(Section("Last", parts=(LONG, Listing("study.json", "word" * 200))))
     path = tmp_path_factory.mktemp("page") / "report.html"
     return write(path, "Title " * 9, "word" * 60, [("fact" * 9, "v" * 200)], found).as_uri()
 
@@ -114,6 +114,19 @@ def test_what_is_wide_fits_on_paper(browser: Any, address: str) -> None:
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     open_at(browser, address, 720)
     assert browser.find_element("css selector", "html").get_property("scrollWidth") <= 720
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_listing_opens_by_a_click_and_scrolls_by_itself(
+    browser: Any, address: str, width: int
+) -> None:
+    open_at(browser, address, width)
+    text = browser.find_element("css selector", "pre")
+    assert not text.is_displayed()
+    browser.find_element("css selector", "summary").click()
+    assert text.is_displayed() and text.text == "word" * 200
+    assert text.get_property("scrollWidth") > text.get_property("clientWidth")
+    assert browser.find_element("css selector", "html").get_property("scrollWidth") <= width
 
 
 @pytest.mark.parametrize("width", [360, 1280])
