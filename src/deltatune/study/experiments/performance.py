@@ -13,6 +13,7 @@ from deltatune.study.experiments.over_tasks import (
     from_highest,
     in_order,
     in_points,
+    mean,
     named,
     only_name,
     over_tasks,
@@ -54,8 +55,13 @@ def _sections(summaries: Summaries) -> list[Section]:
 
 
 def _memory(summary: Summary, memory: Mapping[Arm, float], where: str) -> list[Section]:
-    figures = scatter(memory, over_tasks(summary, list(memory)))
-    return [Section(f"{where}: memory", "", (NOTE,), (*figures,))] if figures else []
+    if not memory:
+        return []
+    scores = over_tasks(summary, list(memory))
+    columns = (Column("method"), Column("peak memory, MiB", "count"), Column("score", "score"))
+    rows = tuple((str(arm), peak, mean(scores[str(arm)])) for arm, peak in memory.items())
+    table = Table("Memory of a step", columns, rows, note=NOTE, best_of="column")
+    return [Section(f"{where}: memory", parts=(table, *scatter(memory, scores)))]
 
 
 def _of_backbone(summary: Summary, arms: Sequence[Arm], where: str) -> list[Section]:
