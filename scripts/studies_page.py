@@ -129,7 +129,7 @@ def said(study: Kept) -> Iterator[str]:
     for section in held_to(experiment.claims, study.parts):
         for part in section.parts:
             assert isinstance(part, Table)
-            yield from ("", table_as_markdown(replace(part, note="")))
+            yield from ("", table_as_markdown(replace(part, note="")).rstrip())
     for name, summary in study.parts.items():
         if summary.comparison.budget != str(Nothing()):
             yield from averages(summary, name)
