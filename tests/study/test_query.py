@@ -87,6 +87,11 @@ secret = [{"a": 1}]
             "Did you mean 'settings.learning_rate'",
         ),
         ("select stpe from curve", UnknownNameError, "'step'"),
+        (
+            'select "settings.learning_rate" from cells',
+            ConfigurationError,
+            "Quotes stand around its parts, where they must: settings.learning_rate",
+        ),
         ("select * from cels", UnknownNameError, "no table 'cels'. Did you mean 'cells'"),
         ("selec 1", ConfigurationError, "syntax error at or near .selec.*describe cells"),
         ("select 1; select 2", ConfigurationError, "is one SELECT.*Found SELECT, SELECT"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -126,11 +126,17 @@ def _in_json(value: Value) -> Value:
     return value
 
 
-def _explained(error: duckdb.Error, columns: Iterable[str]) -> ConfigurationError:
+def _explained(error: duckdb.Error, columns: Collection[str]) -> ConfigurationError:
     """Returns DuckDB's complaint as one of our errors."""
     said = str(error)
     if found := _COLUMN.search(said):
-        return UnknownNameError("column", found[1], columns)
+        if found[1] not in columns:
+            return UnknownNameError("column", found[1], columns)
+        parts = [part if part.isidentifier() else f'"{part}"' for part in found[1].split(".")]
+        return ConfigurationError(
+            f"'{found[1]}' is a field of a column. Quotes stand around its parts, where they must: "
+            f"{'.'.join(parts)}"
+        )
     if found := _TABLE.search(said):
         return UnknownNameError("table", found[1], ("cells", "curve"))
     if said.startswith("Permission Error"):
