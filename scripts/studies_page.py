@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from studies import KEPT, REPORTS, SETTINGS, STUDIES, begin
+from studies import KEPT, REPORTS, STUDIES, begin
 
 from deltatune.study.claim import held_to
 from deltatune.study.experiment import Summaries, studied, summaries
@@ -115,8 +115,6 @@ def overview(studies: list[Kept]) -> Iterator[str]:
     yield "|---|---|---:|---:|---:|---|---:|---:|"
     for study in studies:
         first = next(iter(study.parts.values())).comparison
-        settings = f"benchmarks/studies/{SETTINGS.get(study.name, study.name)}.yaml"
-        assert Path(KEPT.parent.parent, settings).exists(), settings
         name = f"[{study.name}](#{study.name})" if study.finished else study.name
         state = study.state
         cells = f"{state.done:,}" if study.finished else f"{state.done:,}, not finished"

@@ -379,12 +379,14 @@ def test_an_unavailable_task_stands_beside_the_paper_without_a_score() -> None:
 def test_the_memory_of_a_step_stands_beside_the_scores(name: str) -> None:
     """Also where cells are trained side by side, which have no memory of their own."""
     fields: dict[str, Any] = {"methods": ("lora", "full"), "search_tasks": ("glue_rte",)}
-    found = ran(name, grid=Grid(values=(1.0, 3.0)), options={"shots": 16}, **fields)
+    options = {"shots": 16, "template": "manual"}
+    found = ran(name, grid=Grid(values=(1.0, 3.0)), options=options, **fields)
     cells = [cell for cell, _ in found[MEMORY].final]
     assert [cell.task for cell in cells] == ["minimal_pairs"] * 2, "which is always at hand"
     assert {(cell.budget, cell.seed, cell.options["shots"]) for cell in cells} == {
         ("nothing", 0, 16)
     }
+    assert not any("template" in cell.options for cell in cells), "that task has none"
     parts = [part for one in EXPERIMENTS[name].sections(found) for part in one.parts]
     (figure,) = [part for part in parts if getattr(part, "title", "") == "Score against memory"]
     assert isinstance(figure, Scatter)

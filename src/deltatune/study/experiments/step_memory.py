@@ -40,7 +40,8 @@ def profiled(base: Comparison, rows: int, tokens: int) -> Comparison:
 
 def with_memory(base: Comparison) -> Parts:
     """The comparison, and its arms again for the memory of a step."""
-    anywhere = base.model_copy(update={"tasks": (TEXT,)})
+    options = {name: value for name, value in base.options.items() if name != "template"}
+    anywhere = base.model_copy(update={"tasks": (TEXT,), "options": options})
     return {"": base, MEMORY: profiled(anywhere, ROWS, TOKENS)}
 
 
