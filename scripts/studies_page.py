@@ -18,13 +18,12 @@ from studies import KEPT, REPORTS, STUDIES, begin
 from deltatune.study.claim import held_to
 from deltatune.study.experiment import Summaries, studied, summaries
 from deltatune.study.experiments import find_experiment
+from deltatune.study.facts import NOTHING
 from deltatune.study.plain import table_as_markdown
-from deltatune.study.section import Table
+from deltatune.study.section import Column, Table
 from deltatune.study.status import Status, status
 from deltatune.study.store import open_study
 from deltatune.study.summary import Summary
-from deltatune.study.table import percent, score
-from deltatune.training.budget import Nothing
 
 PAGE = REPORTS.with_suffix(".md")
 HEAD = """# The paper's experiments, run
@@ -135,7 +134,7 @@ def said(study: Kept) -> Iterator[str]:
             assert isinstance(part, Table)
             yield from ("", table_as_markdown(replace(part, note="")).rstrip())
     for name, summary in study.parts.items():
-        if summary.comparison.budget != str(Nothing()):
+        if summary.comparison.budget != NOTHING:
             yield from averages(summary, name)
     yield from ("", SHOWN.get(study.name, "**Nobody has said yet what it shows.**"))
 
@@ -143,15 +142,17 @@ def said(study: Kept) -> Iterator[str]:
 def averages(summary: Summary, part: str) -> Iterator[str]:
     """The mean score of every arm over all tasks, on each backbone."""
     backbones, tasks = summary.comparison.backbones, summary.comparison.tasks
+    heads = (Column(""), *(Column(name, "score") for name in backbones), Column("tuned", "percent"))
+    rows = tuple(
+        (
+            f"`{arms[0]}`",
+            *(summary.average(arm, tasks) for arm in arms),
+            summary.mean(arms[-1], lambda result: result.ratio),
+        )
+        for arms in zip(*map(summary.arms, backbones), strict=True)
+    )
     yield from ("", f"Mean test scores over {len(tasks)} tasks{f', {part}' if part else ''}:", "")
-    yield f"| | {' | '.join(backbones)} | tuned |"
-    yield "|---|" + "---:|" * (len(backbones) + 1)
-    by_backbone = [summary.arms(backbone) for backbone in backbones]
-    for arms in zip(*by_backbone, strict=True):
-        scores = [score(summary.average(arm, tasks)) for arm in arms]
-        tuned = percent(summary.mean(arms[-1], lambda result: result.ratio))
-        method = str(arms[0]).replace("|", "\\|")
-        yield f"| `{method}` | {' | '.join(scores)} | {tuned} |"
+    yield table_as_markdown(Table("", heads, rows, best_of="column")).rstrip()
 
 
 if __name__ == "__main__":

@@ -80,9 +80,7 @@ def sections(summary: Summary) -> list[Section]:
 
 def _whole(summary: Summary) -> list[Section]:
     """The sections of a comparison that is no part of a study, and how it was run."""
-    tasks = (*summary.comparison.tasks, *summary.unavailable)
-    asked = summary.comparison.model_copy(update={"tasks": tasks})
-    study = Study(experiment=GRID, parts={"": asked})
+    study = Study(experiment=GRID, parts={"": summary.asked})
     return [*sections(summary), protocol(study, {"": summary})]
 
 

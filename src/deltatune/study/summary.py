@@ -66,20 +66,25 @@ class Summary:
     """A comparison with all that its store knows of it.
 
     Attributes:
-        comparison: what was compared, on the tasks whose rows could be had.
+        asked: what was to be compared.
         final: the cells of the table with their results, None where there is none yet.
         searched: the cells of the grids with their results.
         failures: what went wrong with cells of either kind.
         pending: how many of the cells planned so far have not been run yet.
-        unavailable: the other tasks -> why their rows could not be had.
+        unavailable: the tasks whose rows could not be had -> why.
     """
 
-    comparison: Comparison
+    asked: Comparison
     final: tuple[tuple[Cell, CellResult | None], ...]
     searched: tuple[tuple[Cell, CellResult | None], ...]
     failures: tuple[Failed, ...]
     pending: int = 0
     unavailable: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """What was compared: on the tasks whose rows could be had."""
+        return self.asked.without(self.unavailable)
 
     def results(self, arm: Arm, task: str | None = None) -> list[CellResult]:
         """Returns the results of an arm, on one task or on all."""
@@ -212,12 +217,11 @@ def summarise(store: Store, name: str = NOTE) -> Summary:
         return tuple(found)
 
     ids = dict.fromkeys([*note["searched"], *note["final"]])
-    missing = note.get(UNAVAILABLE, {})
     return Summary(
-        comparison=Comparison(**note["comparison"]).without(missing),
+        asked=Comparison(**note["comparison"]),
         final=look_up(note["final"]),
         searched=look_up(note["searched"]),
         failures=tuple(failed[cell_id] for cell_id in ids if cell_id in failed),
         pending=sum(cell_id not in done and cell_id not in failed for cell_id in ids),
-        unavailable=missing,
+        unavailable=note.get(UNAVAILABLE, {}),
     )

@@ -27,18 +27,8 @@ __all__ = ["run"]
 
 # What a file may say beside the options of this command.
 _KEYS = (
-    *(
-        "experiment",
-        "parts",
-        "backbone",
-        "tasks",
-        "methods",
-        "at",
-        "steps",
-        "budget",
-        "budgets",
-        "seeds",
-    ),
+    *("experiment", "parts", "backbone", "tasks", "methods", "at"),
+    *("steps", "budget", "budgets", "seeds"),
     *("learning_rates", "search_tasks", "selection", "selection_seeds", "extend", "per"),
     *("batch_size", "by_method"),
     *("protocol", "protocols", "train_rows", "validation_rows", "test_rows"),
@@ -76,7 +66,7 @@ def run(
 def _study(values: dict[str, Any]) -> Any:
     from deltatune.core.errors import ConfigurationError
     from deltatune.study.comparison import Comparison
-    from deltatune.study.experiment import Study
+    from deltatune.study.experiment import GRID, Study
     from deltatune.study.experiments import find_experiment
     from deltatune.study.experiments.grid import crossed
 
@@ -88,7 +78,7 @@ def _study(values: dict[str, Any]) -> Any:
                 f"A file with `parts` says all of a study but `experiment`. Leave "
                 f"{', '.join(left)} out."
             )
-        return Study(experiment=find_experiment(str(name)).name, parts=parts)
+        return Study(experiment=find_experiment(str(name or GRID)).name, parts=parts)
     protocols, budgets = (_several(values, key) for key in ("protocols", "budgets"))
     fields = fields_of(values)
     if name is None:
