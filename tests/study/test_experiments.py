@@ -358,6 +358,20 @@ def test_performance_stands_beside_the_paper() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["transfer", "forgetting"])
+def test_a_delta_is_not_tested_on_a_task_that_is_unavailable(name: str) -> None:
+    def describe(backbone: str, task: str, protocol: str) -> dict[str, Any]:
+        if task == "glue_rte":
+            raise DataError("glue_rte: set DELTATUNE_DATA.")
+        return {}
+
+    store = MemoryStore()
+    run_study(wanted(name), measured, store, describe=describe)
+    for found in summaries(store).values():
+        targets = {str(cell.options["transfer_to"]) for cell, _ in found.final}
+        assert targets == {"glue_sst2 + emotion"} and found.unavailable.keys() == {"glue_rte"}
+
+
 def test_an_unavailable_task_stands_beside_the_paper_without_a_score() -> None:
     def describe(backbone: str, task: str, protocol: str) -> dict[str, Any]:
         if task == "emotion":

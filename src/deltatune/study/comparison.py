@@ -24,6 +24,7 @@ from deltatune.training.settings import Settings
 
 __all__ = [
     "NOTE",
+    "TARGETS",
     "UNAVAILABLE",
     "Comparison",
     "Describe",
@@ -37,6 +38,7 @@ Describe: TypeAlias = Callable[[str, str, str], dict[str, Any]]
 
 NOTE = "comparison"  # the name under which a store keeps what was compared
 UNAVAILABLE = "unavailable"  # what of the note says which tasks could not be had
+TARGETS = "transfer_to"  # the option of a cell that names the tasks it is tested on, too
 
 
 class Comparison(Strict):
@@ -131,10 +133,14 @@ class Comparison(Strict):
         return Settings(**{**dict(self.settings), **self.by_method.get(method, {})})
 
     def without(self, tasks: Collection[str]) -> Comparison:
-        """The comparison on its other tasks."""
+        """The comparison on its other tasks; what is trained there is tested on these alone."""
         names = ("tasks", "search_tasks")
         left = {name: tuple(t for t in getattr(self, name) if t not in tasks) for name in names}
-        return self.model_copy(update=left)
+        options = dict(self.options)
+        if targets := options.get(TARGETS):
+            named = [target.strip() for target in str(targets).split("+")]
+            options[TARGETS] = " + ".join(target for target in named if target not in tasks)
+        return self.model_copy(update={**left, "options": options})
 
     @property
     def arms(self) -> tuple[Arm, ...]:

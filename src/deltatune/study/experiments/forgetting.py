@@ -9,7 +9,7 @@ from statistics import fmean
 from deltatune.core.errors import ConfigurationError
 from deltatune.study.cell import CellResult
 from deltatune.study.claim import Claim, Found
-from deltatune.study.comparison import Comparison
+from deltatune.study.comparison import TARGETS, Comparison
 from deltatune.study.experiment import Experiment, Parts, Summaries
 from deltatune.study.experiments.over_tasks import named
 from deltatune.study.section import Column, Section, Table, Value
@@ -24,7 +24,7 @@ TRAINED, UNTRAINED = "trained", "untrained"
 
 def _parts(base: Comparison) -> Parts:
     """Every delta on every task, and the backbone as it is, both looked at on all other tasks."""
-    options = {"transfer_to": " + ".join(base.tasks), **base.options}
+    options = {TARGETS: " + ".join(base.tasks), **base.options}
     path = options.get("general_text")
     if path is None:
         raise ConfigurationError(

@@ -13,7 +13,7 @@ from deltatune.composition import stored_similarity
 from deltatune.core.errors import ConfigurationError
 from deltatune.study.cell import Arm
 from deltatune.study.claim import Claim, Found
-from deltatune.study.comparison import Comparison
+from deltatune.study.comparison import TARGETS, Comparison
 from deltatune.study.experiment import Experiment, Parts, Summaries
 from deltatune.study.libraries import library
 from deltatune.study.section import Column, HeatMap, Section, Table, Value
@@ -90,7 +90,7 @@ def _parts(base: Comparison) -> Parts:
         raise ConfigurationError(
             f"Transfer is between at least 2 tasks; found {', '.join(base.tasks)}."
         )
-    options = {**base.options, "transfer_to": " + ".join(base.tasks)}
+    options = {**base.options, TARGETS: " + ".join(base.tasks)}
     return {"": base.model_copy(update={"options": options})}
 
 
