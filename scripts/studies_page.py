@@ -127,7 +127,8 @@ def overview(studies: list[Kept]) -> Iterator[str]:
 def said(study: Kept) -> Iterator[str]:
     """What the paper finds and what is found here, the averages, and what is to be said of them."""
     experiment = find_experiment(study.experiment)
-    yield f"{experiment.shows.capitalize()} ({experiment.paper or 'not in the paper'}): "
+    shows, beside = experiment.shows, f"{experiment.paper} of {experiment.source}"
+    yield f"{shows[0].upper()}{shows[1:]} ({beside}):"
     yield f"[the report](studies/{study.name}.html)."
     for section in held_to(experiment.claims, study.parts):
         for part in section.parts:

@@ -183,6 +183,15 @@ def profiled(**of: tuple[float, float, float]) -> Change:
     return change
 
 
+def held_by(full: float, delta: float) -> Change:
+    """Bytes at the peak of a step."""
+
+    def change(cell: Cell, result: CellResult) -> dict[str, Any]:
+        return {"measured": {"profile peak": full if cell.method == "full" else delta}}
+
+    return change
+
+
 RIGHT = {"full": 0.8, "lora": 0.79, "adapter": 0.785, "prefix": 0.78, "prompt": 0.5}
 WRONG = {"full": 0.7, "lora": 0.6, "adapter": 0.62, "prefix": 0.85, "prompt": 0.61}
 SIZES = {
@@ -222,6 +231,12 @@ CASES: list[tuple[str, Change, Change, dict[str, Any]]] = [
         profiled(full=(20, 2, 5), bitfit=(9, 2, 3), adapter=(12, 3, 4)),
         profiled(full=(2, 3, 2), bitfit=(12, 4, 3), adapter=(9, 2, 4)),
         {"methods": ("full", "bitfit", "adapter")},
+    ),
+    (
+        "review",
+        both(scored(full=0.5, lora=0.5, adapter=0.6, prompt=0.4), held_by(9.0, 5.0)),
+        both(scored(full=0.5, lora=0.5, adapter=0.4, prompt=0.4), held_by(5.0, 9.0)),
+        {"methods": ("full", "lora", "adapter", "prompt")},
     ),
 ]
 

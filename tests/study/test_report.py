@@ -76,9 +76,9 @@ def test_every_kind_of_column_is_tested_above() -> None:
     ],
 )
 def test_the_best_of_at_least_two_scores_is_bold(row: tuple[Value, ...], bold: int) -> None:
-    assert page(Table("T", SCORES, (row,))).tags.count("strong") == bold
+    assert page(Table("T", SCORES, (row,), best_of="row")).tags.count("strong") == bold
     alone = tuple(value for place, value in enumerate(row) if place < 2)
-    assert "strong" not in page(Table("T", SCORES[:2], (alone,))).tags
+    assert "strong" not in page(Table("T", SCORES[:2], (alone,), best_of="row")).tags
 
 
 def test_the_best_of_a_column_is_bold_where_arms_are_rows() -> None:

@@ -57,6 +57,7 @@ class Experiment:
         parts: the comparisons, by name, from the base; the base itself, with no name, if not given.
         defaults: fields of the base that are not given.
         claims: what the paper says of it.
+        source: the paper.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Experiment:
     parts: Callable[[Comparison], Parts] = _alone
     defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     claims: tuple[Claim, ...] = ()
+    source: str = "Ding et al. 2023"
 
     def study(self, **fields: Any) -> Study:
         """The study of this experiment on what is given. Raises ConfigurationError."""

@@ -42,6 +42,7 @@ def findings(store: Store) -> Findings:
     """Returns what a store says of its study. Raises StateError if it holds none."""
     study, found = studied(store), summaries(store)
     experiment = find_experiment(study.experiment)
+    beside = f"Beside {experiment.paper} of {experiment.source}. " if experiment.paper else ""
     sections = held_to(experiment.claims, found) if found else []
     sections += experiment.sections(found) if found else []
     for name, summary in found.items():
@@ -51,7 +52,7 @@ def findings(store: Store) -> Findings:
     sections += [protocol(study, found)] if found else []
     return Findings(
         title=f"{experiment.name.capitalize()}: {experiment.shows}",
-        subtitle=f"Beside {experiment.paper or 'nothing'} of the paper, made by deltatune.",
+        subtitle=f"{beside}Made by deltatune.",
         facts=tuple(by_part({part: facts(summary) for part, summary in found.items()})),
         sections=tuple(sections),
         failures=len({f.id for summary in found.values() for f in summary.failures}),

@@ -119,6 +119,7 @@ def _by_task(summary: Summary, arms: Sequence[Arm], rows: Sequence[Row], note: s
         tuple(lines),
         averages=frozenset([0, *(n for n, row in enumerate(rows, 1) if row.kind != "task")]),
         note=note,
+        best_of="row",
     )
 
 
@@ -259,7 +260,7 @@ def _costs(summary: Summary, backbone: str) -> Section:
             if x is not None and (mean := means[arm]) is not None and math.isfinite(mean.mean)
         )
         log = column.kind == "count"
-        if places and column.title != "Time per step, ms":  # says what training says
+        if len(places) > 1 and column.title != "Time per step, ms":  # says what training says
             name = column.title.partition(",")[0].lower()
             axes = (column.title, "mean score over the tasks")
             clouds.append(Scatter(f"Score against {name}", *axes, places, log))

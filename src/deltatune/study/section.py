@@ -105,7 +105,7 @@ class Table:
     rows: tuple[tuple[Value, ...], ...]
     averages: frozenset[int] = frozenset()
     note: str = ""
-    best_of: Literal["row", "column", "nothing"] = "row"
+    best_of: Literal["row", "column", "nothing"] = "nothing"
 
     def __post_init__(self) -> None:
         for row in self.rows:

@@ -64,8 +64,7 @@ EXPERIMENTS: Mapping[str, str] = MappingProxyType(
         "zero-shot": "what the backbone does untrained, beside chance (Table 2)",
         "size": "whether score and convergence depend on a delta's size or on its kind (section"
         " Theoretical and experimental analysis)",
-        "review": "methods of every category of Xu et al.: score, size and memory (Xu et al.,"
-        " Tables 2 and 3)",
+        "review": "methods of every category of Xu et al.: score, size and memory (Tables 2 and 3)",
         "forgetting": "what training on a task costs elsewhere, with the delta on and off"
         " (Applications)",
     }

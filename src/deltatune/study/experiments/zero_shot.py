@@ -53,7 +53,7 @@ def _section(summaries: Summaries, backbone: str) -> Section:
             "The words of the labels are ranked by their loss. Chance is the score of always "
             "giving the commonest label of the training rows.",
         ),
-        (Table("Scores", columns, tuple(rows)),),
+        (Table("Scores", columns, tuple(rows), best_of="row"),),
     )
 
 
