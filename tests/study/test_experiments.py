@@ -386,7 +386,7 @@ def test_an_unavailable_task_stands_beside_the_paper_without_a_score() -> None:
     assert [row["full: paper"] is not None for row in rows(table)] == [True] * 4
     assert rows(table)[2]["full"] is None and rows(table)[3]["full"] is not None
     assert table.averages == {3}
-    assert dict(findings(store).facts)["Unavailable"] == ": emotion"
+    assert dict(findings(store).facts)["Unavailable"] == "emotion"
 
 
 @pytest.mark.parametrize("name", ["performance", "review"])
