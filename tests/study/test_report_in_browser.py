@@ -39,7 +39,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     methods = ("full", "lora(rank=4)", "bitfit", "adapter", "prompt")
     comparison = Comparison(backbones=("t5-mini",), tasks=tuple(TASKS), methods=methods)
     run_comparison(comparison, execute, store)
-    found = [Section("First", parts=(SORTED,)), *sections(summarise(store))]
+    found = [Section("First", "the paper " * 9, parts=(SORTED,)), *sections(summarise(store))]
     found.append(Section("Last", parts=(LONG, Listing("study.json", "word" * 200))))
     path = tmp_path_factory.mktemp("page") / "report.html"
     return write(path, "Title " * 9, "word" * 60, [("fact" * 9, "v" * 200)], found).as_uri()

@@ -48,7 +48,7 @@ def _section(summary: Summary) -> Section:
             size, score = fmean(r.base for r in results), fmean(r.score for r in results)
             tuned = fmean(result.ratio for result in results)
             rows.append((method, backbone, size, tuned, score, _soon(results)))
-            points.append((size, score))
+            points.append((size, 100 * score))
         lines.append(Series(method, tuple(sorted(points))))
     figure = Lines(
         "Mean score against size",

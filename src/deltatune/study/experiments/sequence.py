@@ -88,7 +88,7 @@ def _at(result: CellResult, step: int) -> float | None:
 def _curve(results: Sequence[CellResult]) -> tuple[tuple[float, float], ...]:
     steps = sorted({p.step for result in results for p in result.curve})
     found = [(float(step), _mean([_at(result, step) for result in results])) for step in steps]
-    return tuple((step, score) for step, score in found if score is not None)
+    return tuple((step, 100 * score) for step, score in found if score is not None)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

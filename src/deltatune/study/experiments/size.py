@@ -46,9 +46,9 @@ def _section(summary: Summary, backbone: str) -> Section:
         count, score = fmean(r.trainable for r in results), fmean(r.score for r in results)
         curves = [found for found in map(area, results) if found is not None]
         kind = _kind(arm)
-        scores[kind].append((count, score))
+        scores[kind].append((count, 100 * score))
         if curves:
-            areas[kind].append((count, fmean(curves)))
+            areas[kind].append((count, 100 * fmean(curves)))
         rows.append((str(arm), count, score, fmean(curves) if curves else None))
     columns = (
         Column("method"),
