@@ -60,13 +60,12 @@ SHOWN: Mapping[str, str] = {
     "86 to 91 and the others 76 to 77 at every size, in 160 steps and with two rates to choose "
     "from, of which most arms took the larger.",
     "review": "What is behind full tuning is behind it where two texts are compared: on QNLI "
-    "nothing but the adapter and child-tuning (half of the weights) is within nine points of it, on "
-    "STS-B prompt tuning, AdaLoRA and MAM are 48 to 62 points below the best; CoLA is learned by "
-    "none. These need other rates "
-    "than the two that were tried, or more than 160 steps: [every delta](deltas.md) has searches "
-    "of three to six rates. Memory is that of one step on 32 rows of 128 tokens. Only UniPELT "
-    "(1.54) and child-tuning (1.01) take more than full tuning, whose gradients and moments are "
-    "but 258 MiB on a model of this size.",
+    "nothing but the adapter and child-tuning (half of the weights) is within nine points of it, "
+    "on STS-B prompt tuning, AdaLoRA and MAM are 48 to 62 points below the best; CoLA is learned "
+    "by none. These need other rates than the two that were tried, or more than 160 steps: [every "
+    "delta](deltas.md) has searches of three to six rates. Memory is that of one step on 32 rows "
+    "of 128 tokens. Only UniPELT (1.54) and child-tuning (1.01) take more than full tuning, whose "
+    "gradients and moments are but 258 MiB on a model of this size.",
     "sequence": "The averages of the six orders lie within 1.7 points of each other, those of two "
     "seeds of one order up to 2.8: these rows and seeds do not separate orders, which is what the "
     "paper says of them. RTE is learned by none (54.5 at best, 52.7 for the commonest label).",
