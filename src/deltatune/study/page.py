@@ -6,7 +6,7 @@ import math
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from deltatune.study.cell import Arm, CellResult, Point
@@ -28,7 +28,7 @@ from deltatune.study.section import (
     Value,
     number_of,
 )
-from deltatune.study.summary import Row, Summary
+from deltatune.study.summary import Row, Spread, Summary
 from deltatune.study.table import MANY_ARMS, RATIO, arms_are_lines, percent, remarks
 
 __all__ = ["render_page", "sections", "write_page"]
@@ -251,28 +251,37 @@ def _costs(summary: Summary, backbone: str) -> Section:
     )
     title = "Mean score over the tasks, and what it costs"
     table = Table(title, (*columns, *(column for column, _ in measured)), rows)
-    clouds: list[Scatter] = []
-    bars: list[Bars] = []
+    clouds, bars = list[Scatter](), list[Bars]()
     for column, by_arm in measured:
-        places = tuple(
-            Place(str(arm), x, 100 * mean.mean)
-            for arm, x in by_arm.items()
-            if x is not None and (mean := means[arm]) is not None and math.isfinite(mean.mean)
-        )
-        log = column.kind == "count"
-        if len(places) > 1 and column.title != "Time per step, ms":  # says what training says
-            name = column.title.partition(",")[0].lower()
-            axes = (column.title, "mean score over the tasks")
-            clouds.append(Scatter(f"Score against {name}", *axes, places, log))
+        if column.title != "Time per step, ms":  # says what training says
+            clouds.append(_cloud(column, by_arm, means))
         heights = {str(a): {column.title: x} for a in drawn if (x := by_arm[a]) is not None}
         bars.append(Bars(column.title, column.title, heights))
+    several: Parts = (
+        *(cloud for cloud in clouds if len(cloud.places) > 1),
+        *(one for one in bars if len(one.bars) > 1),
+    )
     text = (
         "Means over tasks and seeds. Time is that of training alone, without evaluation.",
         "Filled points, joined by a line, are the Pareto front: nothing that costs less scores"
         " as high.",
         *said,
     )
-    return Section(f"Cost on {backbone}", text=text, parts=(table, *clouds, *bars))
+    return Section(f"Cost on {backbone}", text=text, parts=(table, *several))
+
+
+def _cloud(
+    column: Column, by_arm: Mapping[Arm, float | None], means: Mapping[Arm, Spread | None]
+) -> Scatter:
+    """Mean scores against a cost, of the arms that have both."""
+    places = tuple(
+        Place(str(arm), x, 100 * mean.mean)
+        for arm, x in by_arm.items()
+        if x is not None and (mean := means[arm]) is not None and math.isfinite(mean.mean)
+    )
+    title = f"Score against {column.title.partition(',')[0].lower()}"
+    axes = (column.title, "mean score over the tasks")
+    return Scatter(title, *axes, places, column.kind == "count")
 
 
 def _rates(summary: Summary, backbone: str) -> list[Section]:
