@@ -82,7 +82,7 @@ def test_the_options_are_these(call: Call) -> None:
         | rows
         | request
         | {"tasks", "methods", "seeds", "learning-rates", "search-tasks", "extend", "per"}
-        | {"report", "retry", "together", "trunk-cache", "on"},
+        | {"retry", "together", "trunk-cache", "on"},
         "plan": request | {"backbone", "method", "at"},
         "methods": set(),
         "tasks": set(),
@@ -92,6 +92,7 @@ def test_the_options_are_these(call: Call) -> None:
         "doctor": {"data"},
         "study status": {"traces"},
         "study watch": {"page", "port"},
+        "study report": set(),
         "study query": {"csv"},
         "study export": {"format", "out", "table"},
         **{f"hub {name}": {"hub"} for name in hub.COMMANDS},
@@ -117,8 +118,8 @@ def test_the_options_are_these(call: Call) -> None:
         "dry-run",
         "on",
     }
-    without_json = {"study export", "study run", "study watch", "hub rm", "hub tidy"}
-    without_json |= {"hub site", "hub key", "hub sign"}
+    without_json = {"study export", "study report", "study run", "study watch"}
+    without_json |= {"hub rm", "hub tidy", "hub site", "hub key", "hub sign"}
     without_json |= {f"study {name}" for name in EXPERIMENTS}
     groups = {"tasks": tasks.COMMANDS, "study": studies.COMMANDS, "hub": hub.COMMANDS}
     inner = [f"{group} {name}" for group, commands in groups.items() for name in commands]
@@ -141,7 +142,7 @@ def test_the_options_are_these(call: Call) -> None:
         (("tasks", "show", "glue_rtee"), "Did you mean 'glue_rte'"),
         (("plan", "--method", "lora"), "Give --backbone"),
         (("train",), "Give --backbone and --task and --method"),
-        (("compare", "--report", "--out", "nowhere"), "There is no study in nowhere"),
+        (("study", "report", "nowhere"), "There is no study in nowhere"),
         (("train", "--config", "none.yaml"), "Cannot read none.yaml: No such file"),
     ],
 )

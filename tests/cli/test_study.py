@@ -152,6 +152,9 @@ def test_an_experiment_runs_goes_on_and_is_shown(call: Call, tmp_path: Path) -> 
     assert "Gap: how much better" in page and "lora(rank=2)" in page
     size = (tmp_path / "journal.jsonl").stat().st_size
     assert call(*words, "--out", str(tmp_path))[1] == out
+    (tmp_path / "report.html").unlink()
+    assert call("study", "report", str(tmp_path))[1] == out
+    assert (tmp_path / "report.html").read_text() == page
     assert (tmp_path / "journal.jsonl").stat().st_size == size, "nothing is run twice"
     code, _, err = call(*("study", "scale", *words[2:]), "--out", str(tmp_path))
     assert code == 2 and "holds the study 'gap'" in err

@@ -184,7 +184,7 @@ def test_compare_runs_reports_and_resumes(call: Call, verb: list[Cell], tmp_path
     assert again[1] == out and again[2] == ""
     assert len(verb) == 24
     (tmp_path / "c" / "report.html").unlink()
-    assert call("compare", "--report", "--out", str(tmp_path / "c"))[1] == out
+    assert call("study", "report", str(tmp_path / "c"))[1] == out
     assert (tmp_path / "c" / "report.html").read_text(encoding="utf-8") == page
     _, machine, _ = call(*request, "--json")
     assert json.loads(machine)["tables"]["t5-mini"]["ratio"]["full"] == 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from deltatune.study.comparison import Comparison
     from deltatune.study.summary import Summary
 
-__all__ = ["compare", "comparison_of", "fields_of"]
+__all__ = ["compare", "comparison_of", "fields_of", "show_summary"]
 
 
 def compare(
@@ -70,9 +70,6 @@ def compare(
     validation_rows: Rows = None,
     test_rows: Rows = None,
     out: Out = None,
-    report: Annotated[
-        bool, typer.Option("--report", help="Only make the report of --out again.")
-    ] = False,
     retry: Retry = False,
     config: Config = None,
     changes: Set = None,
@@ -85,23 +82,20 @@ def compare(
     rows. The same command goes on where it stopped; several processes may share a folder. A cell
     that failed stays failed unless --retry is given.
     """
-    needed = ("out",) if report else ("backbone", "tasks", "methods", "out")
+    needed = ("backbone", "tasks", "methods", "out")
     values = gather(config, changes, requested(context), needed=needed)
     folder, how = Path(values.pop("out")), how_of(values)
 
     from deltatune import api
     from deltatune.cli.progress import choose_watch
 
-    if report:
-        summary = _stored(folder)
-    elif dry_run:
+    if dry_run:
         _show_plan(comparison_of(values), as_json)
         return
-    else:
-        with resumable(), choose_watch() as watch:
-            wanted = comparison_of(values)
-            summary = api.compare(wanted, folder, retry=retry, watch=watch, **how)
-    _show(summary, folder, as_json)
+    with resumable(), choose_watch() as watch:
+        wanted = comparison_of(values)
+        summary = api.compare(wanted, folder, retry=retry, watch=watch, **how)
+    show_summary(summary, folder, as_json)
     if summary.failures:
         warn(
             f"deltatune: {len(summary.failures)} cells failed; see the end of the report."
@@ -146,14 +140,8 @@ def _listed(value: Any, split: Any) -> tuple[str, ...]:
     return tuple(str(part).strip() for part in parts)
 
 
-def _stored(folder: Path) -> Summary:
-    from deltatune.study.store import open_study
-    from deltatune.study.summary import summarise
-
-    return summarise(open_study(folder))
-
-
-def _show(summary: Summary, folder: Path, as_json: bool) -> None:
+def show_summary(summary: Summary, folder: Path, as_json: bool = False) -> None:
+    """Shows a comparison and writes its page."""
     from deltatune.study.page import write_page
     from deltatune.study.table import as_data, as_tables, remarks
 

@@ -10,6 +10,7 @@ from deltatune.cli.groups import group
 from deltatune.cli.study.experiments import EXPERIMENTS, command_of
 from deltatune.cli.study.export import export
 from deltatune.cli.study.query import query
+from deltatune.cli.study.report import report
 from deltatune.cli.study.run import run
 from deltatune.cli.study.status import status
 from deltatune.cli.study.watch import watch
@@ -21,6 +22,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "status": status,
     "watch": watch,
+    "report": report,
     "query": query,
     "export": export,
 }

@@ -42,8 +42,9 @@ from deltatune.cli.output import resumable, show, warn
 
 if TYPE_CHECKING:
     from deltatune.study.experiment import Study
+    from deltatune.study.findings import Findings
 
-__all__ = ["EXPERIMENTS", "carry_out", "command_of", "show_plan"]
+__all__ = ["EXPERIMENTS", "carry_out", "command_of", "show_findings", "show_plan"]
 
 # Here as text, so that the list of commands costs no import; a test holds them to the experiments.
 EXPERIMENTS: Mapping[str, str] = MappingProxyType(
@@ -122,20 +123,26 @@ def carry_out(study: Study, folder: Path, **how: object) -> None:
     """Runs a study, shows it and writes its page; exit code 1 if cells failed."""
     from deltatune import api
     from deltatune.cli.progress import choose_watch
-    from deltatune.cli.sections import as_text
-    from deltatune.study.findings import write_findings
 
     with resumable(), choose_watch() as watch:
         found = api.study(study, folder, watch=watch, **how)  # type: ignore[arg-type]
-    for section in found.sections:
-        show(*as_text(section))
-    show(f"report: {write_findings(found, folder / 'report.html')}")
+    show_findings(found, folder)
     if found.failures:
         warn(
             f"deltatune: {found.failures} cells failed; `deltatune study status {folder} --traces`"
             " shows why. --retry tries them again."
         )
         raise typer.Exit(1)
+
+
+def show_findings(found: Findings, folder: Path) -> None:
+    """Shows what a study found and writes its page."""
+    from deltatune.cli.sections import as_text
+    from deltatune.study.findings import write_findings
+
+    for section in found.sections:
+        show(*as_text(section))
+    show(f"report: {write_findings(found, folder / 'report.html')}")
 
 
 def show_plan(study: Study) -> None:
