@@ -14,10 +14,13 @@ import gzip
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from deltatune.study.findings import findings, write_findings
+from deltatune.study.status import status
+from deltatune.study.store import open_study
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT, REPORTS = ROOT / "benchmarks" / "studies", ROOT / "docs" / "results" / "studies"
@@ -67,18 +70,20 @@ def run(name: str) -> int:
     )
     processes = [start(name, folder, number) for number in range(PROCESSES)]
     try:
-        codes = [process.wait() for process in processes]
+        for process in processes:
+            process.wait()
     finally:
         for process in processes:
             process.terminate()
             process.wait()
         keep(name, folder)
-    if any(codes):
+    store = open_study(folder)
+    if not status(store).ended:  # else cells may have failed, which is in the report
         print(f"{name}: not finished; {folder.relative_to(ROOT)}/process-*.log say why", flush=True)
-    else:
-        REPORTS.mkdir(exist_ok=True)
-        shutil.copy(folder / "report.html", REPORTS / f"{name}.html")
-    return max(codes)
+        return 1
+    REPORTS.mkdir(exist_ok=True)
+    write_findings(findings(store), REPORTS / f"{name}.html")
+    return 0
 
 
 def begin(name: str, folder: Path) -> None:

@@ -91,7 +91,7 @@ class Kept:
     @property
     def finished(self) -> bool:
         """Whether its report is to be read."""
-        return self.state.all_planned and self.state.ended
+        return self.state.ended
 
 
 def main() -> int:
