@@ -389,6 +389,22 @@ def test_an_unavailable_task_stands_beside_the_paper_without_a_score() -> None:
     assert dict(findings(store).facts)["Unavailable"] == "emotion"
 
 
+def test_what_was_not_measured_is_named_at_the_end() -> None:
+    def fails(cell: Cell) -> CellResult:
+        if cell.options["profile_tokens"] == 512:
+            raise ConfigurationError("512 positions are too many.")
+        return measured(cell)
+
+    store = MemoryStore()
+    run_study(wanted("efficiency", methods=("lora", "full")), fails, store)
+    found = findings(store)
+    assert [one.title for one in found.sections[-2:-1]] == ["What is missing"]
+    first, second = found.sections[-2].text
+    assert first.startswith("length 512: Failed: t5-mini, lora, glue_sst2")
+    assert "512 positions are too many." in second
+    assert dict(found.facts)["Cells"] == "18 of 20 done, 2 failed"
+
+
 @pytest.mark.parametrize("name", ["performance", "review"])
 def test_the_memory_of_a_step_stands_beside_the_scores(name: str) -> None:
     """Also where cells are trained side by side, which have no memory of their own."""

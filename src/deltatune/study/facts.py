@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from deltatune.study.cell import CellResult
 from deltatune.study.comparison import Comparison
+from deltatune.study.protocol import by_part
 from deltatune.study.select import Grid
 from deltatune.study.summary import Summary
 from deltatune.training.budget import Nothing
@@ -13,27 +16,46 @@ __all__ = ["NOTHING", "counted", "facts"]
 NOTHING = str(Nothing())
 
 
-def facts(summary: Summary) -> list[tuple[str, str]]:
-    """Returns (name, value) of what holds for a whole comparison."""
-    comparison = summary.comparison
-    found = [result for _, result in summary.final if result is not None]
-    planned = len(comparison.arms) * len(comparison.tasks) * comparison.seeds
-    versions = {name: v for r in found for name, v in r.versions.items()}
-    # A chosen cell of the search is a final one too.
-    ran = {cell.id: result for cell, result in [*summary.searched, *summary.final]}
-    seconds = sum(result.total_seconds for result in ran.values() if result is not None)
+def facts(parts: Mapping[str, Summary]) -> list[tuple[str, str]]:
+    """Returns (name, value) of what holds for a whole study.
+
+    Args:
+        parts: its comparisons by name; one alone has none.
+    """
+    cells = {
+        cell.id: result
+        for summary in parts.values()
+        # A chosen cell of the search is a final one too.
+        for cell, result in [*summary.searched, *summary.final]
+    }
+    found = [result for result in cells.values() if result is not None]
+    planned = sum(
+        len(one.arms) * len(one.tasks) * one.seeds
+        for one in (summary.comparison for summary in parts.values())
+    )
+    final = sum(r is not None for summary in parts.values() for _, r in summary.final)
+    failed = len({one.id for summary in parts.values() for one in summary.failures})
+    versions = {name: v for result in found for name, v in result.versions.items()}
+    seconds = sum(result.total_seconds for result in found)
     said = [
-        ("Budget", _budget_in_words(comparison)),
-        ("Seeds", str(comparison.seeds)),
-        ("Learning rate", "" if comparison.budget == NOTHING else _rates_in_words(summary)),
-        ("Rows", f"protocol {comparison.protocol}"),
-        ("Cells", f"{len(found)} of {planned} done, {len(summary.failures)} failed"),
-        ("Unavailable", ", ".join(summary.unavailable)),
+        *by_part({part: _asked(summary) for part, summary in parts.items()}),
+        ("Cells", f"{final} of {planned} done, {failed} failed"),
         ("Time", f"{seconds / 60:.1f} minutes in all"),
-        ("Device", "; ".join(sorted({_device(r) for r in found}))),
+        ("Device", "; ".join(sorted({_device(result) for result in found}))),
         ("Versions", ", ".join(f"{name} {v}" for name, v in sorted(versions.items()))),
     ]
     return [(name, value) for name, value in said if value]
+
+
+def _asked(summary: Summary) -> Iterator[tuple[str, str]]:
+    comparison = summary.comparison
+    yield "Budget", _budget_in_words(comparison)
+    yield "Seeds", str(comparison.seeds)
+    if comparison.budget != NOTHING:
+        yield "Learning rate", _rates_in_words(summary)
+    yield "Rows", f"protocol {comparison.protocol}"
+    if summary.unavailable:
+        yield "Unavailable", ", ".join(summary.unavailable)
 
 
 def _device(result: CellResult) -> str:

@@ -11,10 +11,11 @@ from deltatune.study.claim import held_to
 from deltatune.study.experiment import studied, summaries
 from deltatune.study.experiments import find_experiment
 from deltatune.study.facts import NOTHING, facts
-from deltatune.study.protocol import by_part, protocol
+from deltatune.study.protocol import protocol
 from deltatune.study.report import write
 from deltatune.study.section import Section
 from deltatune.study.store import Store
+from deltatune.study.table import missing
 
 __all__ = ["Findings", "findings", "write_findings"]
 
@@ -45,15 +46,19 @@ def findings(store: Store) -> Findings:
     beside = f"Beside {experiment.paper} of {experiment.source}. " if experiment.paper else ""
     sections = held_to(experiment.claims, found) if found else []
     sections += experiment.sections(found) if found else []
+    without: list[str] = []
     for name, summary in found.items():
-        if summary.comparison.budget != NOTHING:  # else there are no curves and costs to show
-            ahead = f"{name}: " if name else ""
+        ahead = f"{name}: " if name else ""
+        if summary.comparison.budget == NOTHING:  # there are no curves and costs to show
+            without += [f"{ahead}{said}" for said in missing(summary)]
+        else:
             sections += [replace(s, title=f"{ahead}{s.title}") for s in page.sections(summary)]
+    sections += [Section("What is missing", text=tuple(without))] if without else []
     sections += [protocol(study, found)] if found else []
     return Findings(
         title=f"{experiment.name.capitalize()}: {experiment.shows}",
         subtitle=f"{beside}Made by deltatune.",
-        facts=tuple(by_part({part: facts(summary) for part, summary in found.items()})),
+        facts=tuple(facts(found)),
         sections=tuple(sections),
         failures=len({f.id for summary in found.values() for f in summary.failures}),
     )

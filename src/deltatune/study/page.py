@@ -56,7 +56,7 @@ COSTS: tuple[tuple[Column, Measure], ...] = (
 
 def render_page(summary: Summary) -> str:
     """Returns the page. All texts in it are escaped. Raises UnsupportedError: no matplotlib."""
-    return render(*_heading(summary), facts(summary), _whole(summary))
+    return render(*_heading(summary), facts({"": summary}), _whole(summary))
 
 
 def write_page(summary: Summary, path: str | os.PathLike[str]) -> Path:
@@ -66,7 +66,7 @@ def write_page(summary: Summary, path: str | os.PathLike[str]) -> Path:
         StateError: it cannot be written.
         UnsupportedError: matplotlib is missing.
     """
-    return write(path, *_heading(summary), facts(summary), _whole(summary))
+    return write(path, *_heading(summary), facts({"": summary}), _whole(summary))
 
 
 def sections(summary: Summary) -> list[Section]:

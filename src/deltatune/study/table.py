@@ -28,6 +28,7 @@ __all__ = [
     "as_tables",
     "best_places",
     "layout",
+    "missing",
     "percent",
     "remarks",
     "score",
@@ -111,7 +112,6 @@ def remarks(summary: Summary) -> list[str]:
         f" {comparison.seeds} seed{'s' if comparison.seeds > 1 else ''}."
         + (" ± is the sample standard deviation over the seeds." if comparison.seeds > 1 else "")
     ]
-    said += [f"{task}: unavailable. {why}" for task, why in summary.unavailable.items()]
     if comparison.search_tasks:
         said.append(f"Learning rates were chosen on {', '.join(comparison.search_tasks)}.")
     if summary.pending:
@@ -133,9 +133,13 @@ def remarks(summary: Summary) -> list[str]:
         if result is not None
         for note in result.notes
     ]
-    said += dict.fromkeys(notes)
-    said += [f"Failed: {f.cell}: {f.message}" for f in summary.failures]
-    return said
+    return [*said, *dict.fromkeys(notes), *missing(summary)]
+
+
+def missing(summary: Summary) -> list[str]:
+    """Returns what has no results, and why, one sentence each."""
+    said = [f"{task}: unavailable. {why}" for task, why in summary.unavailable.items()]
+    return said + [f"Failed: {f.cell}: {f.message}" for f in summary.failures]
 
 
 def _lines(summary: Summary, backbone: str) -> list[list[str]]:
