@@ -70,10 +70,10 @@ SHOWN: Mapping[str, str] = {
     "forgetting": "With a delta off the loss is what it was, 3.60 nats a token: what a delta has "
     "displaced is had back by taking it off, and full tuning has no such state. With it on "
     "nothing is spared: LoRA's loss rises as much as full tuning's, for a score three points "
-    "lower, the adapter's twice as much, those of prefix and BitFit more still while they learn "
-    "less; the prompt changes little and learns nothing. LoRA and adapter took the smallest rate "
-    "they had, and a smaller one would displace less. Scores on the other tasks are at chance "
-    "before, and say little.",
+    "lower, the adapter's twice as much; those of BitFit and prefix rise two and three times as "
+    "much though they learn little, and the prompt's hardly, which learns nothing. LoRA and "
+    "adapter took the smallest rate they had, and a smaller one would displace less. Scores on "
+    "the other tasks are at chance before, and say little.",
     "size": "Prompts and prefixes, the smallest deltas, are ahead of LoRA and adapters of up to a "
     "hundred times as many entries; within LoRA, rank 64 is 1.4 points above rank 1. Only the "
     "narrowest adapter is far behind its kind. TREC decides it: there prompts and prefixes reach "
