@@ -128,6 +128,7 @@ TABLE = Table(
     (("one|two", Spread((0.5, 0.7)), 0.7), ("mean_of", 0.25, None)),
     averages=frozenset({1}),
     note="100 % of it.",
+    best_of="row",
 )
 
 
