@@ -80,7 +80,7 @@ SHOWN: Mapping[str, str] = {
     "Prompts are at chance with all three, prefixes learn one task of three with the larger two. "
     "That selective-module tuning beats last-layer tuning on the largest rests on TREC (50 "
     "against 26); on the smaller two it is behind, by 10 points and more. Last-layer and "
-    "selective-module tuning still had their best rate at the upper edge on four of six.",
+    "selective-module tuning still had their best rate at the upper edge on five of six.",
     "size": "Prompts and prefixes, the smallest deltas, are ahead of LoRA and adapters of up to a "
     "hundred times as many entries; within LoRA, rank 64 is 1.4 points above rank 1. Only the "
     "narrowest adapter is far behind its kind. TREC decides it: there prompts and prefixes reach "
