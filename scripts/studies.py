@@ -57,6 +57,8 @@ def main() -> int:
             parser.error(f"{name!r} is none of {', '.join(STUDIES)}")
     if "DELTATUNE_DATA" not in os.environ:
         parser.error("set DELTATUNE_DATA to the folder of task data")
+    os.environ["DELTATUNE_DATA"] = str(Path(os.environ["DELTATUNE_DATA"]).resolve())
+    os.chdir(ROOT)  # cells name their deltas relative to it, and the report of transfer reads them
     return max(map(run, names))
 
 

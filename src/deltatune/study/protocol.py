@@ -46,7 +46,7 @@ def by_part(said: Mapping[str, Iterable[tuple[str, str]]]) -> Iterator[tuple[str
         if len({*of_parts.values()}) == 1 and len(of_parts) == len(said):
             yield name, next(iter(of_parts.values()))
         else:
-            yield name, "; ".join(": ".join(filter(None, said)) for said in of_parts.items())
+            yield name, "; ".join(": ".join(filter(None, pair)) for pair in of_parts.items())
 
 
 def _settings(found: Summaries) -> Table:
