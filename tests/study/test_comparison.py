@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -28,8 +29,8 @@ from deltatune.study.runner import Event
 from deltatune.study.section import Bars, HeatMap, Lines, Scatter, Table, number_of
 from deltatune.study.select import Grid
 from deltatune.study.store import MemoryStore, Store
-from deltatune.study.summary import Summary, summarise
-from deltatune.study.table import as_data, as_markdown, as_tables, percent, remarks
+from deltatune.study.summary import Row, Spread, Summary, summarise
+from deltatune.study.table import as_data, as_markdown, as_tables, best_places, percent, remarks
 
 GRID = Grid(values=(3e-4, 1e-3, 3e-3), relative=False)
 
@@ -395,6 +396,15 @@ def test_many_arms_stand_below_each_other_and_figures_show_the_best() -> None:
     assert sum(isinstance(part, Lines) for one in found.values() for part in one.parts) == 5
     # Numbers of the best: one for each task and for the average.
     assert Page(render_page(summary)).tags.count("strong") >= 4
+
+
+@pytest.mark.parametrize(
+    ("means", "best"),
+    [((0.5, 0.6), {1}), ((0.60001, 0.60002), {0, 1}), ((0.5, None), set()), ((None,), set())],
+)
+def test_the_best_of_a_row_is_one_of_several(means: Sequence[float | None], best: set[int]) -> None:
+    entries = tuple(None if mean is None else Spread((mean,)) for mean in means)
+    assert best_places(Row("task", "emotion", "Classification", entries)) == best
 
 
 def test_texts_in_the_page_are_escaped() -> None:

@@ -326,8 +326,13 @@ def test_transfer_shows_how_alike_the_kept_deltas_are(tmp_path: Path) -> None:
         for j in range(len(matrix)):
             wanted = similarity((held, i), (held, j))
             assert matrix[i][j] == pytest.approx(wanted, abs=1e-6)
-    figures = EXPERIMENTS["transfer"].sections({"": kept})[0].parts
-    assert sum(isinstance(part, HeatMap) for part in figures) == 2
+    section = EXPERIMENTS["transfer"].sections({"": kept})[0]
+    assert sum(isinstance(part, HeatMap) for part in section.parts) == 2
+    assert not any("not where they were kept" in said for said in section.text)
+    gone = tmp_path / SMALL["tasks"][0]
+    gone.rename(tmp_path / "elsewhere")
+    said = EXPERIMENTS["transfer"].sections({"": kept})[0].text
+    assert any(f"in no cosine: 1, the first {gone}." in sentence for sentence in said)
 
 
 def test_tasks_that_do_for_each_other_stand_together() -> None:

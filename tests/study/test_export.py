@@ -125,8 +125,8 @@ def test_every_table_of_a_report_can_be_had() -> None:
 TABLE = Table(
     "Some",
     (Column("a|b"), Column("x & y", "score"), Column("z", "score")),
-    (("one|two", Spread((0.5, 0.7)), 0.7), ("mean_of", 0.25, None)),
-    averages=frozenset({1}),
+    (("one|two", Spread((0.5, 0.7)), 0.7), ("mean_of", 0.25, None), ("all", 0.5, 0.25)),
+    averages=frozenset({1, 2}),
     note="100 % of it.",
     best_of="row",
 )
@@ -137,19 +137,22 @@ def test_a_table_is_written_in_each_form() -> None:
         'a|b,x & y,"x & y, deviation",z',
         f"one|two,0.6,{Spread((0.5, 0.7)).deviation},0.7",
         "mean_of,0.25,,",
+        "all,0.5,,0.25",
     ]
     assert table_as_markdown(TABLE).splitlines() == [
         r"| a\|b | x & y | z |",
         "|---|---:|---:|",
         r"| one\|two | 60.00 ±14.14 | **70.00** |",
-        "| mean_of | **25.00** | - |",
+        "| mean_of | 25.00 | - |",
+        "| all | **50.00** | 25.00 |",
         "",
         "100 % of it.",
     ]
     latex = table_as_latex(TABLE, "A_b")
     assert r"\caption{A\_b}" in latex and r"\begin{tabular}{@{}lrr@{}}" in latex
     assert r"one\textbar{}two & 60.00 $\pm$14.14 & \textbf{70.00} \\" in latex
-    assert r"\emph{mean\_of} & \textbf{25.00} & \emph{-} \\" in latex
+    assert r"\emph{mean\_of} & \emph{25.00} & \emph{-} \\" in latex
+    assert r"\emph{all} & \textbf{50.00} & \emph{25.00} \\" in latex
     assert r"100 \% of it." in latex
 
 

@@ -70,7 +70,7 @@ def test_every_kind_of_column_is_tested_above() -> None:
     [
         (("a", 0.5, 0.6), 1),
         (("a", 0.60001, 0.60002), 2),  # as they are written
-        (("a", None, 0.1), 1),
+        (("a", None, 0.1), 0),  # nothing to be better than
         (("a", float("nan"), None), 0),
         (("a", "60%", "50%"), 0),
     ],
@@ -82,8 +82,9 @@ def test_the_best_of_at_least_two_scores_is_bold(row: tuple[Value, ...], bold: i
 
 
 def test_the_best_of_a_column_is_bold_where_arms_are_rows() -> None:
-    rows: tuple[tuple[Value, ...], ...] = (("a", 0.5, 0.7), ("b", 0.6, None), ("sum", 0.9, 0.9))
-    table = Table("T", SCORES, rows, averages=frozenset([2]), best_of="column")
+    arms: tuple[tuple[Value, ...], ...] = (("a", 0.5, 0.7), ("b", 0.6, None), ("c", 0.4, 0.3))
+    rows = (*arms, ("sum", 0.9, 0.9))
+    table = Table("T", SCORES, rows, averages=frozenset([3]), best_of="column")
     html = render("T", "", [], [Section("S", parts=(table,))])
     assert re.findall("<strong>(.*?)</strong>", html) == ["70.00", "60.00"]
     assert "strong" not in page(replace(table, best_of="nothing")).tags

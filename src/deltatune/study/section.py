@@ -129,7 +129,7 @@ class Table:
         for line in lines:
             means = {at: number_of(self.rows[at[0]][at[1]]) for at in line}
             written = {at: round(100 * m, 2) for at, m in means.items() if m is not None}
-            if len(line) > 1:
+            if len(written) > 1:
                 found |= {at for at, mean in written.items() if mean == max(written.values())}
         return found
 

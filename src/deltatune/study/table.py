@@ -225,11 +225,10 @@ def _terminal_table(summary: Summary, backbone: str) -> Table:
 
 
 def best_places(row: Row) -> set[int]:
-    """Returns the places of the arms with the highest mean, as it is written."""
-    means = [None if e is None else f"{e.mean:.4f}" for e in row.entries]
-    known = [mean for mean in means if mean is not None]
-    top = max(known, key=float, default=None)
-    return {place for place, mean in enumerate(means) if mean is not None and mean == top}
+    """Returns the places of the arms with the highest mean, as it is written; none of one."""
+    written = {at: round(100 * e.mean, 2) for at, e in enumerate(row.entries) if e is not None}
+    top = max(written.values(), default=0.0)
+    return {at for at, mean in written.items() if mean == top and len(written) > 1}
 
 
 def _row_data(summary: Summary, backbone: str, row: Row) -> dict[str, Any]:

@@ -48,12 +48,7 @@ def cosines(summary: Summary, arm: Arm) -> Matrix:
     seeds that both have. None where no two folders are here, or the method has no such measure.
     """
     tasks = summary.comparison.tasks
-    folders = {
-        (cell.task, cell.seed): result.artefact
-        for cell, result in summary.final
-        if cell.arm == arm and result is not None and result.artefact is not None
-    }
-    here = {place: folder for place, folder in folders.items() if Path(folder).is_dir()}
+    here = {at: kept for at, kept in _folders(summary, arm).items() if Path(kept).is_dir()}
     found: dict[tuple[int, int], float | None] = {}
     for i, j in combinations_with_replacement(range(len(tasks)), 2):
         pairs = [
@@ -65,6 +60,15 @@ def cosines(summary: Summary, arm: Arm) -> Matrix:
         found[i, j] = found[j, i] = fmean(values) if values else None
     every = range(len(tasks))
     return tuple(tuple(found[i, j] for j in every) for i in every)
+
+
+def _folders(summary: Summary, arm: Arm) -> dict[tuple[str, int], str]:
+    """(task, seed) -> the folder in which its delta was kept."""
+    return {
+        (cell.task, cell.seed): result.artefact
+        for cell, result in summary.final
+        if cell.arm == arm and result is not None and result.artefact is not None
+    }
 
 
 def alike(matrix: Matrix) -> list[int]:
@@ -132,14 +136,23 @@ def _section(summary: Summary, arm: Arm) -> Section:
         majority = next((r.majority for r in summary.results(arm, target)), None)
         reached = summary.spread(arm, target)
         rows.append((target, majority, reached, best, None if best is None else shares[best]))
+    away = [kept for kept in _folders(summary, arm).values() if not Path(kept).is_dir()]
     return Section(
         f"{arm.backbone}, {arm}: transfer",
         "Extended Data Fig. 5",
         (
             "Tasks that do for each other stand together. A share near that of the commonest label "
             "means that nothing was carried over.",
+            *(_not_found(away) if away else ()),
         ),
         (*figures, Table("From the best other task", columns, tuple(rows))),
+    )
+
+
+def _not_found(away: list[str]) -> tuple[str, ...]:
+    return (
+        f"Deltas that are not where they were kept count in no cosine: {len(away)}, the first "
+        f"{away[0]}. Write the report from the folder that this is relative to.",
     )
 
 
