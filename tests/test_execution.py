@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ from deltatune.core.errors import (
     TrainingError,
     UnknownNameError,
 )
+from deltatune.execution.prepared import Prepared
 from deltatune.study.cell import Cell, CellResult
 from deltatune.study.comparison import Comparison
 from deltatune.study.select import Grid
@@ -200,6 +202,48 @@ def test_a_comparison_may_train_several_cells_at_once(tmp_path: Path) -> None:
     assert [cell.id for cell, _ in together.final] == [cell.id for cell, _ in alone.final]
     scores = [[result and result.scores for _, result in one.final] for one in (together, alone)]
     assert scores[0] == scores[1]
+
+
+def test_a_group_that_was_cut_off_ends_in_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among its own, since the order of sums shows: the cut falls when some have ended."""
+    wanted = Comparison(
+        backbones=("t5-nano",),
+        tasks=("minimal_pairs",),
+        methods=("lora(rank=2)",),
+        seeds=5,
+        budget="4 steps",
+        settings=Settings(per_device_batch_size=4, evaluation_every=1, checkpoint_every=None),
+        grid=Grid(values=(1.0,)),
+        options=FEW,
+    )
+    whole, finish = api.compare(wanted, tmp_path / "whole", together=3), Prepared.finish
+    for cut in (2, 4):
+        ended = itertools.count(1)
+
+        def interrupted(
+            self: Prepared, *words: Any, cut: int = cut, ended: Any = ended, **named: Any
+        ) -> CellResult:
+            if next(ended) == cut:
+                raise KeyboardInterrupt
+            return finish(self, *words, **named)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Prepared, "finish", interrupted)
+            api.compare(wanted, tmp_path / f"cut-{cut}", together=3)
+        again = api.compare(wanted, tmp_path / f"cut-{cut}", together=3)
+        for (one, before), (other, after) in zip(whole.final, again.final, strict=True):
+            assert one.id == other.id and before is not None and after is not None
+            assert before.scores == after.scores
+            curves = [[(p.loss, p.validation) for p in r.curve] for r in (before, after)]
+            assert curves[0] == curves[1]
+            tensors = [
+                load_file(tmp_path / name / "cells" / one.id / "delta" / "delta.safetensors")
+                for name in ("whole", f"cut-{cut}")
+            ]
+            assert tensors[0].keys() == tensors[1].keys()
+            assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
 
 
 def similar_sentences(folder: Path) -> None:

@@ -14,6 +14,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO, Any
@@ -91,18 +92,38 @@ def cells_of(plan: Plan) -> list[Cell]:
     return [make_cell(1000 * plan.number + place) for place in range(plan.cells)]
 
 
-def outcome_of(cell: Cell) -> CellResult:
+def outcome_of(cell: Cell, group: Sequence[Cell] = ()) -> CellResult:
     """What a cell gives, wherever and whenever it is run: one in five an error, one in five a long
-    line of the journal, which a kill can tear.
+    line of the journal, which a kill can tear. Which cells it is run with, if any, shows in it, as
+    the order of sums does.
     """
     kind = draw("kind", cell.seed)
     if kind < 0.2:
         raise TrainingError(f"The loss of seed {cell.seed} is not finite.")
     result = execute(cell)
+    result = result.model_copy(update={"measured": {"group": draw([one.id for one in group])}})
     if kind > 0.8:
         curve = tuple(Point(step=n, seconds=n / 7, loss=draw(n)) for n in range(1000))
         result = result.model_copy(update={"curve": curve})
     return result
+
+
+def found(outcome: Callable[..., CellResult], cell: Cell, group: Sequence[Cell]) -> Any:
+    """What becomes of a cell in a group: a result or an error."""
+    try:
+        return outcome(cell, group)
+    except TrainingError as error:
+        return error
+
+
+def together(size: int, outcome: Callable[..., CellResult] = outcome_of) -> Together | None:
+    """Runs groups at once, and takes no time."""
+
+    def execute(cells: Sequence[Cell], told: Callable[[Cell, Any], None]) -> None:
+        for cell in reversed(cells):
+            told(cell, found(outcome, cell, cells))
+
+    return Together(size, base_of, execute) if size > 1 else None
 
 
 def seconds_of(cell: Cell) -> float:
@@ -128,12 +149,12 @@ class Worker:
         if not self.last and draw("torn", self.plan.number, self.number) < 0.25:
             _die_in_the_middle_of_line(1 + self.number % 4)
         store = JournalStore(self.folder)
-        together = Together(self.plan.together, base_of, self.execute_together)
+        size = self.plan.together
         outcome = run(
             cells_of(self.plan),
             self.execute,
             store,
-            together=together if self.plan.together > 1 else None,
+            together=Together(size, base_of, self.execute_together) if size > 1 else None,
             patience=0.02,
         )
         assert comparable(outcome) == comparable(uninterrupted(self.plan))
@@ -150,11 +171,7 @@ class Worker:
             self._begin(cell)
         for cell in reversed(cells):
             time.sleep(seconds_of(cell))
-            try:
-                result: CellResult | Exception = outcome_of(cell)
-            except TrainingError as error:
-                result = error
-            told(cell, result)
+            told(cell, found(outcome_of, cell, cells))
 
     def _begin(self, cell: Cell) -> None:
         """Notes an execution in one write, and whether the journal holds the cell already; the
@@ -186,7 +203,7 @@ def _die_in_the_middle_of_line(number: int) -> None:
 
 def uninterrupted(plan: Plan) -> Outcome:
     """Returns what one process gives that nobody kills."""
-    return run(cells_of(plan), outcome_of, MemoryStore())
+    return run(cells_of(plan), outcome_of, MemoryStore(), together=together(plan.together))
 
 
 def comparable(outcome: Outcome) -> tuple[Any, Any]:
@@ -267,14 +284,16 @@ def check(plan: Plan, folder: Path, killed: Collection[int]) -> int:
     """
     content = (folder / "journal.jsonl").read_bytes()
     assert content.endswith(b"\n"), "a torn line stays at the end"
-    recorded = Counter(json.loads(line)["id"] for line in content.splitlines())
+    lines = [json.loads(line) for line in content.splitlines()]
+    records = chain.from_iterable(line if isinstance(line, list) else [line] for line in lines)
+    recorded = Counter(record["id"] for record in records)
     ids = {cell.id for cell in cells_of(plan)}
     assert ids <= set(recorded), f"lost: {sorted(ids - set(recorded))}"
     assert set(recorded.values()) == {1}, f"recorded twice: {recorded.most_common(3)}"
     store = JournalStore(folder)
     done = {key: record.result for key, record in store.done().items()}
-    found = comparable(Outcome(done, store.failed()))
-    assert found == comparable(uninterrupted(plan)), "not the results of an uninterrupted run"
+    kept = comparable(Outcome(done, store.failed()))
+    assert kept == comparable(uninterrupted(plan)), "not the results of an uninterrupted run"
     assert not (held := store.claimed()), f"claimed: {held}"
     for key in ids:
         assert store.claim(key), f"{key} is still claimed"

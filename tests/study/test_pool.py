@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.study.killing import base_of, comparable, outcome_of
+from tests.study.killing import base_of, comparable, outcome_of, together
 from tests.study.test_store import make_cell
 
 from deltatune.core.errors import TrainingError
 from deltatune.study.cell import Cell, CellResult
-from deltatune.study.runner import Event, Hands, Pool, Together, Told, run
+from deltatune.study.runner import Event, Failure, Hands, Pool, Together, Told, run
 from deltatune.study.status import status
 from deltatune.study.store import MemoryStore
 
@@ -42,21 +42,11 @@ class Clerks(Pool):
 
     def wait(self, seconds: float) -> None:
         assert self.under_way and self.hands is not None, "nothing to wait for"
-        self.hands(*self.under_way.pop(self.chance.randrange(len(self.under_way))))
+        cells, told = self.under_way.pop(self.chance.randrange(len(self.under_way)))
+        told(self.hands(cells))
 
     def stop(self) -> None:
         self.stopped = True
-
-
-def together(size: int) -> Together | None:
-    def execute(cells: Sequence[Cell], told: object) -> None:
-        for cell in reversed(cells):
-            try:
-                told(cell, outcome_of(cell))  # type: ignore[operator]
-            except TrainingError as error:
-                told(cell, error)  # type: ignore[operator]
-
-    return None if size == 1 else Together(size, base_of, execute)
 
 
 @given(
@@ -71,7 +61,9 @@ def test_a_pool_gives_what_this_process_gives(
     cells = [make_cell(seed) for seed in seeds]
     store, pool, events = MemoryStore(), Clerks(workers, order), list[Event]()
     found = run(cells, outcome_of, store, together=together(size), pool=pool, watch=events.append)
-    assert comparable(found) == comparable(run(cells, outcome_of, MemoryStore()))
+    assert comparable(found) == comparable(
+        run(cells, outcome_of, MemoryStore(), together=together(size))
+    )
     ran = [cell.id for group in pool.groups for cell in group]
     assert sorted(ran) == sorted({cell.id for cell in cells}), "each is handed out once"
     assert len(store.records()) == len(ran) == pool.most and not store.claimed()
@@ -133,8 +125,7 @@ def test_hands_say_what_an_error_said() -> None:
     def fails(cell: Cell) -> CellResult:
         raise TrainingError("The loss is not finite.")
 
-    told: list[object] = []
-    Hands(fails)([make_cell()], lambda cell, found: told.append(found))
-    (failure,) = told
-    assert (failure.error, failure.message) == ("TrainingError", "The loss is not finite.")  # type: ignore[attr-defined]
-    assert "in fails" in failure.trace  # type: ignore[attr-defined]
+    (failure,) = Hands(fails)([make_cell()])
+    assert isinstance(failure, Failure)
+    assert (failure.error, failure.message) == ("TrainingError", "The loss is not finite.")
+    assert "in fails" in failure.trace

@@ -5,10 +5,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.study.fake import execute
+from tests.study.killing import comparable, outcome_of, together
 from tests.study.test_store import make_cell
 
 from deltatune.core.errors import ConfigurationError, TrainingError
@@ -57,10 +62,38 @@ def test_cells_of_one_base_are_run_together() -> None:
             store.append(Done(id=make_cell(5).id, cell=make_cell(5), result=execute(make_cell(5))))
 
     outcome = run(cells, execute, store, together=Together(3, base, many), watch=watch)
-    assert groups == [[0, 2, 6], [1, 3, 7]]  # 4 and 9 go the way of those that are alone
+    # 4 is alone, 8 was done before; 1 and 3 wait for 5, which is of their group.
+    assert groups == [[0, 2, 6], [7, 9], [1, 3]]
     assert set(outcome.done) == {make_cell(seed).id for seed in (0, 1, 2, 3, 4, 5, 7, 8, 9)}
     assert [record.cell.seed for record in outcome.failed.values()] == [6]
     assert len([event for event in events if event.kind == "begun"]) == 8
+
+
+@given(
+    seeds=st.lists(st.integers(0, 30), max_size=20),
+    size=st.integers(1, 4),
+    cuts=st.lists(st.integers(0, 12), max_size=5),
+)
+def test_a_group_that_was_cut_off_is_run_again_as_the_same(
+    seeds: list[int], size: int, cuts: list[int]
+) -> None:
+    """However often it is interrupted, and wherever: what a cell gives shows whom it was with."""
+    cells, store = [make_cell(seed) for seed in seeds], MemoryStore()
+    whole = run(cells, outcome_of, MemoryStore(), together=together(size))
+    for cut in cuts:
+        left = iter(range(cut))
+
+        def counted(cell: Cell, group: Sequence[Cell] = (), left: Any = left) -> CellResult:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return outcome_of(cell, group)
+
+        with suppress(KeyboardInterrupt):
+            run(cells, counted, store, together=together(size, counted))
+        assert not store.claimed()
+    outcome = run(cells, outcome_of, store, together=together(size))
+    assert comparable(outcome) == comparable(whole)
+    assert len(store.records()) == len({cell.id for cell in cells})
 
 
 def test_an_error_of_all_ends_those_that_are_left() -> None:

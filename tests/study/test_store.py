@@ -136,6 +136,23 @@ def test_a_torn_last_line_is_left_out_and_mended(
     assert list(JournalStore(folder).done()) == [make_cell(0).id, make_cell(2).id]
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_records_of_one_call_are_kept_all_or_none(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("group")
+    store = JournalStore(folder)
+    store.append(done(0))
+    store.append(done(1), failed(2), done(3))
+    assert [r.id for r in JournalStore(folder).records()] == [make_cell(n).id for n in range(4)]
+    whole = store.path.read_bytes()
+    os.truncate(store.path, data.draw(st.integers(whole.index(b"\n") + 1, len(whole) - 1)))
+    assert [r.id for r in JournalStore(folder).records()] == [make_cell(0).id]
+    JournalStore(folder).append(done(1))
+    assert list(JournalStore(folder).done()) == [make_cell(0).id, make_cell(1).id]
+
+
 def test_a_long_torn_line_is_cut_off_whole(tmp_path: Path) -> None:
     store = JournalStore(tmp_path)
     store.append(done(0))

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from deltatune.core.errors import DeltatuneError, StateError, UnknownNameError
-from deltatune.study.cell import Cell, CellResult
+from deltatune.study.cell import Cell
 from deltatune.study.comparison import Describe
 from deltatune.study.libraries import library
-from deltatune.study.runner import Failure, Hands, Pool, Told
+from deltatune.study.runner import Failure, Found, Hands, Pool, Told
 from deltatune.study.source import code_version
 from deltatune.study.store import this_process
 
@@ -89,13 +89,11 @@ class _Worker:
         """Who it is, and with which code."""
         return this_process(), code_version()
 
-    def carry_out(self, cells: Sequence[Cell]) -> list[CellResult | Failure]:
+    def carry_out(self, cells: Sequence[Cell]) -> list[Found]:
         """What became of cells, in their order. Raises StateError if they are not the same here."""
         for cell in cells:
             self._check(cell)
-        found: dict[str, CellResult | Failure] = {}
-        self._hands(cells, lambda cell, what: found.update({cell.id: what}))
-        return [found[cell.id] for cell in cells]
+        return self._hands(cells)
 
     def _check(self, cell: Cell) -> None:
         where = f"On {this_process()}, of {cell}:"
@@ -224,8 +222,7 @@ class RayPool(Pool):
             member.name = _admitted(*answer)
         self._idle.append(member)
         if group is not None:
-            for cell, found in zip(group.cells, answer, strict=True):
-                group.told(cell, _located(found, member.name))
+            group.told([_located(found, member.name) for found in answer])
 
     def _lose(self, group: _Group, worker: str, error: Exception) -> None:
         group.losses += 1
@@ -238,8 +235,7 @@ class RayPool(Pool):
                 f"{error} Too little memory is the commonest reason."
             )
         )
-        for cell in group.cells:
-            group.told(cell, found)
+        group.told([found] * len(group.cells))
 
     def _dismiss(self, member: _Member) -> None:
         """Ends a worker, wherever it is: what cannot be reached must not go on either."""
@@ -260,7 +256,7 @@ def _admitted(name: str, code: str) -> str:
     return name
 
 
-def _located(found: CellResult | Failure, worker: str) -> CellResult | Failure:
+def _located(found: Found, worker: str) -> Found:
     """Puts the machine before the folder of an artefact that cannot be seen from here."""
     if isinstance(found, Failure) or found.artefact is None or Path(found.artefact).exists():
         return found

@@ -2,6 +2,10 @@
 
 Who runs cells claims them, and records what became of them. Where they are carried out is another
 matter: here, one group after the other, or in a `Pool` of workers.
+
+A group is cells that are run at once, or one by itself. Which they are follows from the cells
+alone, and what became of them is recorded together: a group that was cut off is run again as the
+same one, and gives the same results.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import abc
 import time
 import traceback
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeAlias
 
@@ -106,12 +110,13 @@ class Failure:
         return cls(type(error).__name__, _writable(str(error)), _writable(trace))
 
 
-Told: TypeAlias = Callable[[Cell, CellResult | Failure], None]
+Found: TypeAlias = CellResult | Failure
+Told: TypeAlias = Callable[[Sequence[Found]], None]
 
 
 @dataclass(frozen=True)
 class Hands:
-    """Carries out cells, in whichever process it is.
+    """Carries out groups, in whichever process it is.
 
     Attributes:
         execute: runs one cell.
@@ -121,28 +126,25 @@ class Hands:
     execute: Execute
     together: Together | None = None
 
-    def __call__(self, cells: Sequence[Cell], told: Told) -> None:
-        """Carries out one cell, or several of one base, and tells of each when it ends. An error is
-        what became of the cells that had not ended.
+    def __call__(self, cells: Sequence[Cell]) -> list[Found]:
+        """Carries out one cell, or several of one base, and returns what became of each. An error
+        is what became of the cells that had not ended.
         """
-        ended: set[str] = set()
+        found: dict[str, Found] = {}
 
-        def end(cell: Cell, found: CellResult | Exception) -> None:
-            told(cell, Failure.of(found) if isinstance(found, Exception) else _signed(found))
-            ended.add(cell.id)
+        def end(cell: Cell, what: CellResult | Exception) -> None:
+            found[cell.id] = Failure.of(what) if isinstance(what, Exception) else _signed(what)
 
+        error: Exception = StateError("The run ended and said nothing of this cell.")
         try:
             if len(cells) > 1 and self.together is not None:
                 self.together.execute(cells, end)
             else:
                 for cell in cells:
                     end(cell, self._result(cell))
-            error: Exception = StateError("The run ended and said nothing of this cell.")
-        except Exception as found:
-            error = found
-        for cell in cells:
-            if cell.id not in ended:
-                end(cell, error)
+        except Exception as other:
+            error = other
+        return [found.get(cell.id) or Failure.of(error) for cell in cells]
 
     def _result(self, cell: Cell) -> CellResult | Exception:
         try:
@@ -172,8 +174,8 @@ class Pool(abc.ABC):
 
     @abc.abstractmethod
     def submit(self, cells: Sequence[Cell], told: Told) -> None:
-        """Gives the worker that is free a group. `told` is called with each of its cells, once,
-        within this call or a later one of `wait`.
+        """Gives the worker that is free a group. `told` is called once with what became of its
+        cells, in their order, within this call or a later one of `wait`.
         """
 
     @abc.abstractmethod
@@ -195,7 +197,7 @@ class _Here(Pool):
         return this_process()
 
     def submit(self, cells: Sequence[Cell], told: Told) -> None:
-        self._hands(cells, told)
+        told(self._hands(cells))
 
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -219,8 +221,8 @@ def run(
 
     An error ends its cell, is recorded, and the other cells go on. It is a result like any other:
     the cell is not run again unless that is asked for. What is interrupted (KeyboardInterrupt, a
-    kill) has not failed: nothing is recorded. Cells that other processes are working on are waited
-    for at the end; if such a process dies, its cell is taken over.
+    kill) has not failed: nothing of its group is recorded. Cells that other processes are working
+    on are waited for at the end; if such a process dies, its cells are taken over.
 
     Args:
         cells: to run; equal cells count once.
@@ -235,8 +237,9 @@ def run(
     """
     report = _Reporter(0, watch or (lambda event: None))
     again = (store.failed() if retry else {}) if isinstance(retry, bool) else retry
-    work = _Work(pool or _Here(), store, together, report, again, patience)
-    work.waiting = {cell.id: cell for cell in cells}
+    waiting = {cell.id: cell for cell in cells}
+    groups = _groups(waiting.values(), together)
+    work = _Work(pool or _Here(), store, report, again, patience, groups, waiting)
     report.total = len(work.waiting)
     if work.waiting:
         work.pool.hire(Hands(execute, together), report.total)
@@ -262,11 +265,30 @@ class _Reporter:
         self.watch(Event(kind, cell, self.finished, self.total, result, error))
 
 
+def _groups(cells: Iterable[Cell], together: Together | None) -> list[list[Cell]]:
+    """Groups the cells: in their order, as many of one base as may be run together.
+
+    Neither what is done already nor who else is at work has a part in it.
+    """
+    groups: list[list[Cell]] = []
+    last: dict[Hashable, list[Cell]] = {}  # of each base
+    for cell in cells:
+        base = None if together is None else together.base(cell)
+        if together is not None and base in last and len(last[base]) < together.size:
+            last[base].append(cell)
+            continue
+        groups.append([cell])
+        if base is not None:
+            last[base] = groups[-1]
+    return groups
+
+
 @dataclass
 class _Work:
     """The cells that are left, and what became of the others.
 
     Attributes:
+        groups: of all cells.
         waiting: cells that have not ended, by id.
         held: of them, those that this process has claimed.
         elsewhere: ids of those that were seen in other hands.
@@ -274,12 +296,12 @@ class _Work:
 
     pool: Pool
     store: Store
-    together: Together | None
     report: _Reporter
     again: Mapping[str, Failed]
     patience: float
-    waiting: dict[str, Cell] = field(default_factory=dict)
-    held: set[str] = field(default_factory=set)
+    groups: list[list[Cell]]
+    waiting: dict[str, Cell]
+    held: dict[str, Cell] = field(default_factory=dict)
     outcome: Outcome = field(default_factory=Outcome)
     elsewhere: set[str] = field(default_factory=set)
 
@@ -292,115 +314,94 @@ class _Work:
         finally:
             if self.held:
                 self.pool.stop()
-            for cell_id in self.held:
-                self.store.release(cell_id)
+            self._let_go(self.held.values())
 
     def _pass_once(self) -> bool:
-        """Goes once through the cells that are left; False if all are in hands already."""
+        """Goes once through the groups that are left; False if all are in hands already."""
         progress = False
-        for cell in list(self.waiting.values()):
-            if cell.id in self.held:
+        for group in self.groups:
+            if any(cell.id in self.held for cell in group):
                 continue
-            if not self._open(cell):
-                progress = True
+            waiting = [cell for cell in group if cell.id in self.waiting]
+            if not (left := self._left(waiting)):
+                progress |= bool(waiting)
                 continue
             while (worker := self.pool.free()) is None:
                 self.pool.wait(self.patience)
-            if not self._claim(cell, worker):
-                if cell.id not in self.elsewhere:
-                    self.report("elsewhere", cell)
-                self.elsewhere.add(cell.id)
-                continue
-            progress = True
-            self._begin([cell, *self._companions(cell, worker)])
+            progress |= self._begin(left, worker)
         return progress
 
-    def _claim(self, cell: Cell, worker: str) -> bool:
-        if not self.store.claim(cell.id, Claim(worker, str(cell))):
-            return False
-        self.held.add(cell.id)
-        return True
+    def _left(self, group: Sequence[Cell]) -> list[Cell]:
+        """The cells of a group that are still to be run; the others are waited for no longer.
 
-    def _let_go(self, cell: Cell) -> None:
-        """Gives back a cell that has ended."""
-        del self.waiting[cell.id]
-        self.held.remove(cell.id)
-        self.store.release(cell.id)
-
-    def _open(self, cell: Cell) -> bool:
-        """Whether a cell is left to run; if nobody needs to run it, it is left no longer.
-
-        The store is read again before each cell: with several processes it changes all the time.
+        The store is read again before each group: with several processes it changes all the time.
         """
-        if cell.id not in self.waiting:
-            return False
-        known = self._known(cell)
-        if known is None:
-            return True
-        self._keep(self.waiting.pop(cell.id), known)
-        return False
+        for cell in group:
+            if (known := self._known(cell)) is not None:
+                self._keep(self.waiting.pop(cell.id), known)
+        return [cell for cell in group if cell.id in self.waiting]
 
     def _known(self, cell: Cell) -> Done | Failed | None:
         """What became of a cell; None if it is to be run."""
         known = self.store.recorded().get(cell.id)
         return None if known == self.again.get(cell.id) else known
 
-    def _companions(self, cell: Cell, worker: str) -> Iterator[Cell]:
-        """Claims further cells that can be run together with one."""
-        if self.together is None or (base := self.together.base(cell)) is None:
-            return
-        left = self.together.size - 1
-        for other in list(self.waiting.values()):
-            if not left:
-                return
-            if other.id in self.held or self.together.base(other) != base:
-                continue
-            if self._open(other) and self._claim(other, worker):
-                left -= 1
-                yield other
+    def _begin(self, cells: Sequence[Cell], worker: str) -> bool:
+        """Hands out a group, whole; False if another process is working on it."""
+        if not self._claim(cells, worker):
+            for cell in cells:
+                if cell.id not in self.elsewhere:
+                    self.report("elsewhere", cell)
+            self.elsewhere.update(cell.id for cell in cells)
+            return False
+        if any(self._known(cell) is not None for cell in cells):
+            self._let_go(cells)  # another process was through before the claim
+            return True
+        for cell in cells:
+            self.report("begun", cell)
+        self.pool.submit(cells, lambda found: self._end(cells, found))
+        return True
 
-    def _begin(self, group: Sequence[Cell]) -> None:
-        """Hands out cells that this process has claimed."""
-        open_cells = []
-        for cell in group:
-            known = self._known(cell)  # another process may have ended it just before the claim
-            if known is None:
-                open_cells.append(cell)
-                self.report("begun", cell)
-            else:
-                self._keep(cell, known)
-                self._let_go(cell)
-        if open_cells:
-            self.pool.submit(open_cells, self._end)
+    def _claim(self, cells: Sequence[Cell], worker: str) -> bool:
+        """Claims all cells of a group or none, in an order that every process keeps to."""
+        for cell in sorted(cells, key=lambda cell: cell.id):
+            if not self.store.claim(cell.id, Claim(worker, str(cell))):
+                self._let_go(cells)
+                return False
+            self.held[cell.id] = cell
+        return True
 
-    def _end(self, cell: Cell, found: CellResult | Failure) -> None:
-        self._record(cell, found)
-        self._let_go(cell)
+    def _let_go(self, cells: Iterable[Cell]) -> None:
+        """Gives back those of the cells that are held."""
+        for cell_id in {cell.id for cell in cells} & set(self.held):
+            self.store.release(cell_id)
+            del self.held[cell_id]
 
-    def _keep(self, cell: Cell, known: Done | Failed) -> None:
+    def _end(self, cells: Sequence[Cell], found: Sequence[Found]) -> None:
+        """Records a group, and gives its cells back."""
+        records = [_record(cell, one) for cell, one in zip(cells, found, strict=True)]
+        self.store.append(*records)
+        for record in records:
+            self._keep(record.cell, record, new=True)
+            del self.waiting[record.id]
+        self._let_go(cells)
+
+    def _keep(self, cell: Cell, known: Done | Failed, *, new: bool = False) -> None:
         if isinstance(known, Done):
             self.outcome.done[cell.id] = known.result
-            self.report("kept", cell, known.result)
+            self.report("done" if new else "kept", cell, known.result)
         else:
             self.outcome.failed[cell.id] = known
-            self.report("kept", cell, error=_in_short(known))
+            error = f"{known.error}: {known.message}"
+            self.report("failed" if new else "kept", cell, error=error)
 
-    def _record(self, cell: Cell, found: CellResult | Failure) -> None:
-        if isinstance(found, CellResult):
-            self.store.append(Done(id=cell.id, cell=cell, result=found))
-            self.outcome.done[cell.id] = found
-            self.report("done", cell, found)
-            return
-        record = Failed(id=cell.id, cell=cell, **asdict(found))
-        self.store.append(record)
-        self.outcome.failed[cell.id] = record
-        self.report("failed", cell, error=_in_short(record))
+
+def _record(cell: Cell, found: Found) -> Done | Failed:
+    if isinstance(found, Failure):
+        return Failed(id=cell.id, cell=cell, **asdict(found))
+    return Done(id=cell.id, cell=cell, result=found)
 
 
 def _writable(text: str) -> str:
     """Names of files may hold bytes that are no text, and errors quote them."""
     return text.encode(errors="backslashreplace").decode()
-
-
-def _in_short(record: Failed) -> str:
-    return f"{record.error}: {record.message}"

@@ -3,15 +3,17 @@
 A store is a list of records that only grows, and claims: at most one process at a time works on a
 cell. `MemoryStore` is for tests and short sessions; `JournalStore` is a folder.
 
-The journal is one JSON object a line. A line is written under a lock, flushed and synced before the
-call returns, so that a process killed at any moment loses at most the line it was writing. Such a
-torn last line is left out by readers and cut off by the next writer. A line that is broken anywhere
-else is an error: something other than a crash did that.
+The journal is one record a line, a JSON object, or several that are kept together, an array of
+them. A line is written under a lock, flushed and synced before the call returns, so that a process
+killed at any moment loses at most the line it was writing. Such a torn last line is left out by
+readers and cut off by the next writer. A line that is broken anywhere else is an error: something
+other than a crash did that.
 """
 
 from __future__ import annotations
 
 import abc
+import itertools
 import json
 import os
 import socket
@@ -109,20 +111,20 @@ class Note(_Entry):
 
 
 Record = Annotated[Done | Failed | Note, Field(discriminator="kind")]
-_RECORDS: TypeAdapter[Done | Failed | Note] = TypeAdapter(Record)
+_RECORDS: TypeAdapter[list[Done | Failed | Note]] = TypeAdapter(list[Record])
 
 
 class Store(abc.ABC):
     """Records that only grow, and claims on cells.
 
     Any number of processes may use one store, each through an object of its own. `append` returns
-    after the record is safe; `records` returns all that were appended before the call, by anyone,
+    after the records are safe; `records` returns all that were appended before the call, by anyone,
     in the order of appending.
     """
 
     @abc.abstractmethod
-    def append(self, record: Done | Failed | Note) -> None:
-        """Adds a record. Raises StateError if it cannot be kept; then no part of it is."""
+    def append(self, *records: Done | Failed | Note) -> None:
+        """Adds records, all or none. Raises StateError if they cannot be kept."""
 
     @abc.abstractmethod
     def records(self) -> Sequence[Done | Failed | Note]:
@@ -198,9 +200,10 @@ class MemoryStore(Store):
         self._replay = _Replay()
         self._claimed: dict[str, Claim] = {}
 
-    def append(self, record: Done | Failed | Note) -> None:
+    def append(self, *records: Done | Failed | Note) -> None:
         """See `Store.append`."""
-        self._replay.add(record)
+        for record in records:
+            self._replay.add(record)
 
     def records(self) -> Sequence[Done | Failed | Note]:
         """See `Store.records`."""
@@ -242,13 +245,14 @@ class JournalStore(Store):
         self.path = self.folder / "journal.jsonl"
         self._held: dict[str, IO[bytes]] = {}
         self._replay = _Replay()
-        self._read_until = 0
+        self._read_until = self._lines = 0
         with self._explained("make the folder"):
             (self.folder / "claims").mkdir(parents=True, exist_ok=True)
 
-    def append(self, record: Done | Failed | Note) -> None:
+    def append(self, *records: Done | Failed | Note) -> None:
         """See `Store.append`."""
-        line = record.model_dump_json().encode() + b"\n"
+        texts = ",".join(record.model_dump_json() for record in records)
+        line = (texts if len(records) == 1 else f"[{texts}]").encode() + b"\n"
         with self._explained("write the journal"), open(self.path, "a+b", buffering=0) as file:
             _lock(file, wait=True)
             end = _end_of_last_line(file)
@@ -315,19 +319,22 @@ class JournalStore(Store):
             file.seek(self._read_until)
             fresh = file.read()
         whole = fresh[: fresh.rfind(b"\n") + 1]
-        for line in whole.splitlines():
-            self._replay.add(self._parsed(line, len(self._replay.records) + 1))
+        lines = whole.splitlines()
+        parsed = [self._parsed(line, self._lines + n) for n, line in enumerate(lines, 1)]
+        for record in itertools.chain.from_iterable(parsed):
+            self._replay.add(record)
+        self._lines += len(lines)
         self._read_until += len(whole)
 
     def _claim_path(self, cell_id: str) -> Path:
         return self.folder / "claims" / f"{cell_id}.lock"
 
-    def _parsed(self, line: bytes, number: int) -> Done | Failed | Note:
+    def _parsed(self, line: bytes, number: int) -> list[Done | Failed | Note]:
         try:
-            return _RECORDS.validate_json(line)
+            return _RECORDS.validate_json(line if line.startswith(b"[") else b"[%b]" % line)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "line"
+            where = ".".join(map(str, first["loc"][1:])) or "line"
             raise DataError(
                 f"{self.path}, line {number}, is not a record of a study ({where}: {first['msg']})."
                 " Remove that line to go on without it."
