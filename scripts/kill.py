@@ -99,10 +99,10 @@ alone.
 | seconds on one busy core | {whole["seconds"]:,.0f} |
 
 After each round: every cell has exactly one record; every line of the journal is whole; results
-and errors are those of an uninterrupted run, in the store and in what each process returned; no
-cell was run after it was recorded, nor a second time without a kill (every execution is counted in
-a file of its own); all claims are free; and who read the journal all the while saw whole records
-only. All rounds held.
+(in which it shows with whom a cell was run) and errors are those of an uninterrupted run, in the
+store and in what each process returned; no cell was run after it was recorded, nor a second time
+without a kill (every execution is counted in a file of its own); all claims are free; and who read
+the journal all the while saw whole records only. All rounds held.
 
 Made by `make kill` at revision {revision or "unknown"}; `make test` plays three rounds.
 """

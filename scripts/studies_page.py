@@ -36,9 +36,10 @@ The paper trains T5-base, ten times as large as MiniLM, for thousands of steps. 
 which way a finding points, not scores.
 
 `DELTATUNE_DATA=... make studies` runs them, and goes on from the cells that are kept in
-`benchmarks/studies`; the files of settings beside those say what was run. Learning rates and
-checkpoints are chosen on validation rows (protocol `clean`). A report names the tasks on whose
-texts MiniLM was trained, what was cut, what is not above the commonest label, and what failed.
+`benchmarks/studies`, as far as they are of the same code and libraries; the files of settings
+beside those say what was run. Learning rates and checkpoints are chosen on validation rows
+(protocol `clean`). A report names the tasks on whose texts MiniLM was trained, what was cut, what
+is not above the commonest label, and what failed.
 """
 # What is to be said of a study beside its numbers.
 SHOWN: Mapping[str, str] = {

@@ -204,8 +204,9 @@ def test_a_comparison_may_train_several_cells_at_once(tmp_path: Path) -> None:
     assert scores[0] == scores[1]
 
 
+@pytest.mark.parametrize("every", [None, 3])
 def test_a_group_that_was_cut_off_ends_in_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    every: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Among its own, since the order of sums shows: the cut falls when some have ended."""
     wanted = Comparison(
@@ -214,7 +215,7 @@ def test_a_group_that_was_cut_off_ends_in_the_same_bits(
         methods=("lora(rank=2)",),
         seeds=5,
         budget="4 steps",
-        settings=Settings(per_device_batch_size=4, evaluation_every=1, checkpoint_every=None),
+        settings=Settings(per_device_batch_size=4, evaluation_every=1, checkpoint_every=every),
         grid=Grid(values=(1.0,)),
         options=FEW,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from deltatune.testing.families import FAMILIES
 from deltatune.training import Result, Steps, fit, memory
 from deltatune.training.batch import loss_items
 from deltatune.training.budget import Budget
+from deltatune.training.checkpoint import Checkpoint, Store
 from deltatune.training.losses import inputs_without_loss, row_losses
 from deltatune.training.many import Job, Outcome, fit_many
 
@@ -255,10 +257,34 @@ def test_interrupted_runs_go_on(tmp_path: Path) -> None:
         fit_many(bank_for("bert", "lora(rank=2)"), held, collate)
     found = results(fit_many(bank_for("bert", "lora(rank=2)"), held, collate))
     whole = results(fit_many(bank_for("bert", "lora(rank=2)"), jobs_for("bert"), collate))
-    for one, other in zip(found, whole, strict=True):
-        same(one.losses, other.losses)
+    assert [one.losses for one in found] == [one.losses for one in whole]
     again = results(fit_many(bank_for("bert", "lora(rank=2)"), held, collate))
     assert [one.losses for one in again] == [one.losses for one in found]  # nothing is run again
+
+
+@pytest.mark.parametrize("cut", range(1, 16))
+def test_runs_that_were_cut_off_anywhere_end_in_the_same_bits(
+    cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill falls before a checkpoint is written, and those of the others may be there."""
+    whole, bank = bank_for("bert", "lora(rank=2)"), bank_for("bert", "lora(rank=2)")
+    expected = results(fit_many(whole, jobs_for("bert"), collate))
+    jobs = jobs_for("bert", tmp_path, checkpoint_every=3)
+    written, write = itertools.count(1), Store.write
+
+    def killed(store: Store, checkpoint: Checkpoint) -> None:
+        if next(written) == cut:
+            raise KeyboardInterrupt
+        write(store, checkpoint)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Store, "write", killed)
+        fit_many(bank_for("bert", "lora(rank=2)"), jobs, collate)
+    found = results(fit_many(bank, jobs, collate))
+    assert [one.losses for one in found] == [one.losses for one in expected]
+    for slot in range(len(jobs)):
+        mine, theirs = bank.tensors(slot), whole.tensors(slot)
+        assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
 
 
 def test_validation_sees_the_slot_of_its_run() -> None:

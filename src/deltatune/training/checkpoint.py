@@ -60,6 +60,10 @@ class Store:
         """Removes what a killed process left of a checkpoint that it was writing."""
         shutil.rmtree(self._unfinished, ignore_errors=True)
 
+    def remove(self) -> None:
+        """Removes the checkpoint, if there is one."""
+        self.path.unlink(missing_ok=True)
+
     def write(self, checkpoint: Checkpoint) -> None:
         """Replaces the checkpoint. Raises TrainingError if the disk does not take it."""
         header = {

@@ -31,7 +31,7 @@ from deltatune.training.parts import check_lengths
 from deltatune.training.progress import Progress, SilentProgress
 from deltatune.training.random_state import isolated_random_state
 from deltatune.training.settings import Settings
-from deltatune.training.state import Ending, Evaluation, Result, RunState
+from deltatune.training.state import Ending, Evaluation, Facts, Result, RunState
 from deltatune.training.step import Collate, StepTaker, Taken
 from deltatune.training.surveying import survey
 from deltatune.training.trainable import Trainable
@@ -178,6 +178,16 @@ class Loop:
         log = Log(folder)
         return cls(taker, state, warmup, budget, validate, metric, identity, log, store, progress)
 
+    def saved(self) -> Facts:
+        """How far the run is by its checkpoint. Raises ArtefactError as `open` does."""
+        found = None if self.store is None else self.store.read(self.identity)
+        return Facts() if found is None else Facts.read(found.record["facts"])
+
+    def forget(self) -> None:
+        """Removes the checkpoint: the run begins anew."""
+        if self.store is not None:
+            self.store.remove()
+
     def open(self) -> None:
         """Goes to the last checkpoint, or writes a first one before any training."""
         reset_peaks()
@@ -212,6 +222,7 @@ class Loop:
             started = time.perf_counter()
             taken = self.taker.take(self.state, self.factor, self.fraction())
             self.after(taken, time.perf_counter() - started)
+            self.settle()
         return self.result()
 
     @property
@@ -225,18 +236,21 @@ class Loop:
         return schedule_factor(self.taker.settings.schedule, self.fraction(), self.warmup)
 
     def after(self, taken: Taken, seconds: float) -> None:
-        """What follows a step: the log and, where they are due, evaluation, checkpoint and end."""
+        """What follows a step: the log and, where it is due, evaluation. Then comes `settle`."""
         settings, facts = self.taker.settings, self.state.facts
         facts.seconds += seconds
         self._note(taken)
-        spent = self.fraction() >= 1.0
         if facts.steps == settings.base_dropout_steps:
             self._train()
-        if spent or _due(facts.steps, settings.evaluation_every):
+        if self.fraction() >= 1.0 or _due(facts.steps, settings.evaluation_every):
             self._evaluate()
+
+    def settle(self) -> None:
+        """The end or a checkpoint, where they are due after a step."""
+        spent = self.fraction() >= 1.0
         if spent or self._impatient():
             self._finish("budget" if spent else "patience")
-        elif _due(facts.steps, settings.checkpoint_every):
+        elif _due(self.state.facts.steps, self.taker.settings.checkpoint_every):
             self._save()
 
     def fraction(self) -> float:

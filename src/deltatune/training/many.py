@@ -4,7 +4,8 @@ Every run has a slot of one delta, its own data, order, optimiser, schedule, ear
 checkpoint; a run that ends gives its slot to the next. In each step the rows of all runs are sorted
 by length and cut into parts by a budget of tokens, whatever run they belong to, so that one pass of
 the base serves them all; every row counts by the items of its own run, and reaches its own slot
-alone. A run ends as it would alone, up to the order of sums.
+alone. A run ends as it would alone, up to the order of sums. Runs that all have a slot from the
+first step on end in the same bits again, also where they were interrupted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,7 +25,12 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor
 
 from deltatune.core.delta import Delta
-from deltatune.core.errors import ConfigurationError, DeltatuneError, TrainingError
+from deltatune.core.errors import (
+    ArtefactError,
+    ConfigurationError,
+    DeltatuneError,
+    TrainingError,
+)
 from deltatune.core.grammar import Expression
 from deltatune.core.run import SlotRun
 from deltatune.training.batch import count_tokens, loss_items, row_length
@@ -197,19 +204,45 @@ class _Together:
 
     def _fill(self) -> bool:
         """Gives free slots to jobs; whether any run is under way."""
-        for slot in range(self.delta.slots):
-            while self.waiting and slot not in self.loops:  # a run may have been done before
-                self._begin(slot, self.waiting.popleft())
+        while self.waiting and len(self.loops) < self.delta.slots:  # a run may be done already
+            free = [slot for slot in range(self.delta.slots) if slot not in self.loops]
+            begun = [s for s in free[: len(self.waiting)] if self._begin(s, self.waiting.popleft())]
+            if len(self.jobs) <= self.delta.slots:
+                self._align()
+            for slot in begun:
+                self._open(slot)
         return bool(self.loops)
 
-    def _begin(self, slot: int, number: int) -> None:
+    def _begin(self, slot: int, number: int) -> bool:
         job = self.jobs[number]
         self.numbers[slot] = number
         try:
             if job.seed is not None:
                 self.delta.redraw(slot, job.seed, job.expression)
-            loop = _loop(SlotRun(self.delta, slot), job, self.collate, self.accelerator)
-            self.loops[slot] = loop
+            self.loops[slot] = _loop(SlotRun(self.delta, slot), job, self.collate, self.accelerator)
+        except DeltatuneError as error:
+            self._end(slot, error)
+        return slot in self.loops
+
+    def _align(self) -> None:
+        """Lets the runs go on from one moment of them all, or begin anew.
+
+        Whose rows are in a pass shows in the last bits of all. What was cut off while checkpoints
+        were written left some that are of another step.
+        """
+        saved = []
+        for loop in self.loops.values():
+            with suppress(ArtefactError):  # which `open` meets again
+                saved.append(loop.saved())
+        furthest = max((facts.steps for facts in saved), default=0)
+        if any(facts.steps < furthest and facts.ending is None for facts in saved):
+            self.progress.say("the checkpoints are not of one step: all runs begin anew")
+            for loop in self.loops.values():
+                loop.forget()
+
+    def _open(self, slot: int) -> None:
+        loop = self.loops[slot]
+        try:
             loop.open()
         except DeltatuneError as error:
             self._end(slot, error)
@@ -240,6 +273,7 @@ class _Together:
         for slot, one in chosen.items():
             share = taken[slot] / sum(taken.values()) if any(taken.values()) else 1 / len(taken)
             self._finish(slot, one, losses[slot], seconds * share)
+        self._settle()
         spent = len(self.outcomes) + sum(loop.fraction() for loop in self.loops.values())
         self.progress.step(
             steps,
@@ -263,8 +297,19 @@ class _Together:
             loop.after(taken, seconds)
         except DeltatuneError as error:
             self._end(slot, error)
-        else:
-            if loop.done:
+
+    def _settle(self) -> None:
+        """Writes all checkpoints of a step, one right after the other, before any run ends."""
+        errors: dict[int, DeltatuneError] = {}
+        for slot, loop in self.loops.items():
+            try:
+                loop.settle()
+            except DeltatuneError as error:
+                errors[slot] = error
+        for slot, loop in list(self.loops.items()):
+            if slot in errors:
+                self._end(slot, errors[slot])
+            elif loop.done:
                 self._end(slot, loop.result())
 
     def _gradients(self, chosen: Mapping[int, Chosen]) -> dict[int, float]:
