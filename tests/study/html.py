@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-VOID = {"link", "meta"}  # elements that are never closed
+VOID = {"link", "meta", "wbr"}  # elements that are never closed
 
 
 class Page(HTMLParser):

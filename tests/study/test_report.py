@@ -81,6 +81,16 @@ def test_the_best_of_at_least_two_scores_is_bold(row: tuple[Value, ...], bold: i
     assert "strong" not in page(Table("T", SCORES[:2], (alone,), best_of="row")).tags
 
 
+def test_long_names_of_code_are_broken_at_their_joints() -> None:
+    arm = "lora(at='attention.q|attention.k') & <b>"
+    table = Table("T", (Column("task"), Column(arm, "score")), (("blimp_" * 9, 0.5), ("a_b", 0.4)))
+    html = render("T", "", [], [Section("S", parts=(table,))])
+    broken = "lora(<wbr>at=<wbr>&#39;attention.q|<wbr>attention.k&#39;) &amp; &lt;b&gt;"
+    assert f'<button type="button">{broken}</button>' in html
+    assert ">" + "blimp_<wbr>" * 9 + "<" in html and ">a_b<" in html
+    assert [text for text, _ in Page(html).cells][1:3] == [arm, "blimp_" * 9]
+
+
 def test_the_best_of_a_column_is_bold_where_arms_are_rows() -> None:
     arms: tuple[tuple[Value, ...], ...] = (("a", 0.5, 0.7), ("b", 0.6, None), ("c", 0.4, 0.3))
     rows = (*arms, ("sum", 0.9, 0.9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from deltatune.study.section import Column, Figure, Listing, Section, Table, Val
 __all__ = ["render", "write"]
 
 MANY_SECTIONS = 3  # more want a table of contents
+_JOINT = re.compile(r"[|_,(=]")
 
 
 def render(
@@ -39,6 +41,7 @@ def render(
         undefined=StrictUndefined,
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
+    environment.filters["breaking"] = _breaking
     return environment.get_template("report.html.j2").render(
         title=title,
         subtitle=subtitle,
@@ -64,6 +67,17 @@ def write(
     """
     html = render(title, subtitle, facts, sections)
     return write_whole(path, html.encode(), "report")
+
+
+def _breaking(text: str, longest: int) -> str:
+    """A text whose words of more letters may be broken behind the joints that names of code have,
+    and need not be in the middle.
+    """
+    from markupsafe import Markup, escape
+
+    words = re.split(r"(\s+)", str(escape(printable(text))))
+    joined = (_JOINT.sub(r"\g<0><wbr>", w) if len(w) > longest else w for w in words)
+    return Markup("".join(joined))
 
 
 def _part(part: Table | Figure | Listing) -> dict[str, Any]:
