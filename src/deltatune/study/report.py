@@ -70,8 +70,8 @@ def write(
 
 
 def _breaking(text: str, longest: int) -> str:
-    """A text whose words of more letters may be broken behind the joints that names of code have,
-    and need not be in the middle.
+    """Returns a text as HTML in which words longer than `longest` letters may be broken behind the
+    joints that names of code have. Elsewhere they are where a column is too narrow.
     """
     from markupsafe import Markup, escape
 
