@@ -39,7 +39,8 @@ which way a finding points, not scores.
 `benchmarks/studies`, as far as they are of the same code and libraries; the files of settings
 beside those say what was run. Learning rates and checkpoints are chosen on validation rows
 (protocol `clean`). A report names the tasks on whose texts MiniLM was trained, what was cut, what
-is not above the commonest label, and what failed.
+is not above the commonest label, and what failed. In the last column is on how many backbones and
+settings a finding of the paper is found here.
 """
 # What is to be said of a study beside its numbers.
 SHOWN: Mapping[str, str] = {
@@ -156,18 +157,31 @@ def read(name: str, folder: Path) -> Kept:
 
 def overview(studies: list[Kept]) -> Iterator[str]:
     """A line for each study."""
-    yield "| study | backbones | tasks | methods | seeds | budget | cells | failed |"
+    yield "| study | backbones | tasks | methods | seeds | budget | cells | agrees |"
     yield "|---|---|---:|---:|---:|---|---:|---:|"
     for study in studies:
-        first = next(iter(study.parts.values())).comparison
-        name = f"[{study.name}](#{study.name})" if study.finished else study.name
-        state = study.state
-        cells = f"{state.done:,}" if study.finished else f"{state.done:,}, not finished"
+        first, state = next(iter(study.parts.values())).comparison, study.state
+        name, cells, agrees = study.name, f"{state.done:,}", ""
+        if study.finished:
+            name = f"[{study.name}](#{study.name})"
+            found = [row[-1] for table in claims(study) for row in table.rows]
+            agrees = f"{found.count('yes')} of {len(found)}"
+        else:
+            cells += ", not finished"
+        if state.failures:
+            cells += f", {len(state.failures)} failed"
         yield (
             f"| {name} | {', '.join(first.backbones)} | {len(first.tasks)} | "
-            f"{len(first.methods)} | {first.seeds} | {first.budget} | {cells} | "
-            f"{len(state.failures)} |"
+            f"{len(first.methods)} | {first.seeds} | {first.budget} | {cells} | {agrees} |"
         )
+
+
+def claims(study: Kept) -> Iterator[Table]:
+    """What the paper finds, what is found here, and whether they agree."""
+    for section in held_to(find_experiment(study.experiment).claims, study.parts):
+        for part in section.parts:
+            assert isinstance(part, Table)
+            yield part
 
 
 def said(study: Kept) -> Iterator[str]:
@@ -176,10 +190,8 @@ def said(study: Kept) -> Iterator[str]:
     shows, beside = experiment.shows, f"{experiment.paper} of {experiment.source}"
     yield f"{shows[0].upper()}{shows[1:]} ({beside}):"
     yield f"[the report](studies/{study.name}.html)."
-    for section in held_to(experiment.claims, study.parts):
-        for part in section.parts:
-            assert isinstance(part, Table)
-            yield from ("", table_as_markdown(replace(part, note="")).rstrip())
+    for table in claims(study):
+        yield from ("", table_as_markdown(replace(table, note="")).rstrip())
     for name, summary in study.parts.items():
         if summary.comparison.budget != NOTHING:
             yield from averages(summary, name)
