@@ -157,8 +157,8 @@ def read(name: str, folder: Path) -> Kept:
 
 def overview(studies: list[Kept]) -> Iterator[str]:
     """A line for each study."""
-    yield "| study | backbones | tasks | methods | seeds | budget | cells | agrees |"
-    yield "|---|---|---:|---:|---:|---|---:|---:|"
+    yield "| study | backbones | tasks | methods | seeds | cells | agrees |"
+    yield "|---|---|---:|---:|---:|---:|---:|"
     for study in studies:
         first, state = next(iter(study.parts.values())).comparison, study.state
         name, cells, agrees = study.name, f"{state.done:,}", ""
@@ -172,7 +172,7 @@ def overview(studies: list[Kept]) -> Iterator[str]:
             cells += f", {len(state.failures)} failed"
         yield (
             f"| {name} | {', '.join(first.backbones)} | {len(first.tasks)} | "
-            f"{len(first.methods)} | {first.seeds} | {first.budget} | {cells} | {agrees} |"
+            f"{len(first.methods)} | {first.seeds} | {cells} | {agrees} |"
         )
 
 
