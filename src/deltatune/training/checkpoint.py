@@ -23,7 +23,7 @@ from torch import Tensor
 from deltatune.core.errors import ArtefactError, TrainingError
 from deltatune.core.untrusted import json_of, tensors_of
 
-__all__ = ["Checkpoint", "Store"]
+__all__ = ["Checkpoint", "Store", "made_with"]
 
 _NAME = "checkpoint.safetensors"
 _VERSION = 1
@@ -119,6 +119,11 @@ class Store:
             raise ArtefactError(f"{self.path} was changed. Delete it to begin afresh.")
         _compare(header["identity"], identity, self.path)
         return Checkpoint(header["identity"], header["record"], tensors)
+
+
+def made_with() -> str:
+    """What decides the last bits of a run beside its arguments."""
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
 def _compare(found: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:

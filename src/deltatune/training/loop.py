@@ -14,14 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import nn
 
 from deltatune.core.errors import ConfigurationError, UnknownNameError, UnsupportedError
 from deltatune.training.batch import describe_tensors, digest_rows
 from deltatune.training.budget import Budget, Tokens
-from deltatune.training.checkpoint import Checkpoint, Store
+from deltatune.training.checkpoint import Checkpoint, Store, made_with
 from deltatune.training.log import Log
 from deltatune.training.memory import peak_device_memory, peak_memory, reset_peaks
 from deltatune.training.mixture import order_of
@@ -31,7 +30,7 @@ from deltatune.training.parts import check_lengths
 from deltatune.training.progress import Progress, SilentProgress
 from deltatune.training.random_state import isolated_random_state
 from deltatune.training.settings import Settings
-from deltatune.training.state import Ending, Evaluation, Facts, Result, RunState
+from deltatune.training.state import Ending, Evaluation, Result, RunState
 from deltatune.training.step import Collate, StepTaker, Taken
 from deltatune.training.surveying import survey
 from deltatune.training.trainable import Trainable
@@ -178,16 +177,6 @@ class Loop:
         log = Log(folder)
         return cls(taker, state, warmup, budget, validate, metric, identity, log, store, progress)
 
-    def saved(self) -> Facts:
-        """How far the run is by its checkpoint. Raises ArtefactError as `open` does."""
-        found = None if self.store is None else self.store.read(self.identity)
-        return Facts() if found is None else Facts.read(found.record["facts"])
-
-    def forget(self) -> None:
-        """Removes the checkpoint: the run begins anew."""
-        if self.store is not None:
-            self.store.remove()
-
     def open(self) -> None:
         """Goes to the last checkpoint, or writes a first one before any training."""
         reset_peaks()
@@ -247,10 +236,12 @@ class Loop:
 
     def settle(self) -> None:
         """The end or a checkpoint, where they are due after a step."""
-        spent = self.fraction() >= 1.0
-        if spent or self._impatient():
-            self._finish("budget" if spent else "patience")
-        elif _due(self.state.facts.steps, self.taker.settings.checkpoint_every):
+        settings, facts = self.taker.settings, self.state.facts
+        if self.fraction() >= 1.0:
+            self._finish("budget")
+        elif settings.patience is not None and facts.stale >= settings.patience:
+            self._finish("patience")
+        elif _due(facts.steps, settings.checkpoint_every):
             self._save()
 
     def fraction(self) -> float:
@@ -296,10 +287,6 @@ class Loop:
         self.log.write("evaluation", step=facts.steps, seconds=facts.seconds, scores=scores)
         self.progress.evaluated(facts.steps, scores)
 
-    def _impatient(self) -> bool:
-        patience = self.taker.settings.patience
-        return patience is not None and self.state.facts.stale >= patience
-
     def _finish(self, ending: Ending) -> None:
         """Goes back to the best tensors, and writes what a finished run leaves."""
         facts = self.state.facts
@@ -328,7 +315,7 @@ class Loop:
         self._measure()
         self.log.flush()
         trained = {f"trained/{n}": t for n, t in self.taker.run.trainable_state().items()}
-        record = {**self.state.record(), "lines": self.log.lines, "made_with": _made_with()}
+        record = {**self.state.record(), "lines": self.log.lines, "made_with": made_with()}
         tensors = {**trained, **self.state.tensors()}
         self.store.write(Checkpoint(self.identity, record, tensors))
 
@@ -344,10 +331,10 @@ class Loop:
         self.log.cut(found.record["lines"])
         done = self.state.facts.ending is not None
         self.progress.say(f"{'done' if done else 'goes on'} after step {self.state.facts.steps}")
-        if found.record["made_with"] != _made_with():
+        if found.record["made_with"] != made_with():
             self.progress.say(
                 f"The checkpoint was made with {found.record['made_with']}, this is "
-                f"{_made_with()}: the result may differ in its last bits from that of an "
+                f"{made_with()}: the result may differ in its last bits from that of an "
                 "uninterrupted run."
             )
 
@@ -408,8 +395,3 @@ def _identity(
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
-
-
-def _made_with() -> str:
-    """What decides the last bits of a result beside the arguments."""
-    return f"torch {torch.__version__}, {torch.get_num_threads()} threads"

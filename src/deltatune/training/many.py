@@ -20,9 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
-from torch import Tensor
 
 from deltatune.core.delta import Delta
 from deltatune.core.errors import (
@@ -33,17 +31,15 @@ from deltatune.core.errors import (
 )
 from deltatune.core.grammar import Expression
 from deltatune.core.run import SlotRun
-from deltatune.training.batch import count_tokens, loss_items, row_length
 from deltatune.training.budget import Budget
-from deltatune.training.forward import forward_context
 from deltatune.training.loop import Loop, Validate, begin, epochs, serving
-from deltatune.training.losses import inputs_without_loss, row_losses
 from deltatune.training.memory import TRAINING, largest_count
-from deltatune.training.parts import check_lengths, cut
+from deltatune.training.parts import check_lengths
 from deltatune.training.progress import Progress, SilentProgress
 from deltatune.training.random_state import isolated_random_state
 from deltatune.training.settings import Settings
-from deltatune.training.state import Result
+from deltatune.training.shared_passes import SharedPasses
+from deltatune.training.state import Facts, Result
 from deltatune.training.step import Chosen, Collate
 from deltatune.training.trunk_cache import TrunkCache
 
@@ -115,9 +111,8 @@ def fit_many(
     """
     accelerator, progress = Accelerator(), progress or SilentProgress()
     _check(delta, jobs, tokens)
-    together = _Together(
-        delta, jobs, collate, tokens, accelerator, progress, ended or (lambda *_: None)
-    )
+    passes = SharedPasses(delta, collate, tokens, accelerator)
+    together = _Together(delta, jobs, passes, progress, ended or (lambda *_: None))
     with isolated_random_state(accelerator.device):
         try:
             progress.start(f"training {len(jobs)} runs")
@@ -177,9 +172,7 @@ class _Together:
 
     delta: Delta
     jobs: Sequence[Job]
-    collate: Collate
-    tokens: int
-    accelerator: Accelerator
+    passes: SharedPasses
     progress: Progress
     ended: Ended
     loops: dict[int, Loop] = field(default_factory=dict)
@@ -219,7 +212,7 @@ class _Together:
         try:
             if job.seed is not None:
                 self.delta.redraw(slot, job.seed, job.expression)
-            self.loops[slot] = _loop(SlotRun(self.delta, slot), job, self.collate, self.accelerator)
+            self.loops[slot] = _loop(SlotRun(self.delta, slot), job, self.passes)
         except DeltatuneError as error:
             self._end(slot, error)
         return slot in self.loops
@@ -233,12 +226,13 @@ class _Together:
         saved = []
         for loop in self.loops.values():
             with suppress(ArtefactError):  # which `open` meets again
-                saved.append(loop.saved())
+                saved.append(_saved(loop))
         furthest = max((facts.steps for facts in saved), default=0)
         if any(facts.steps < furthest and facts.ending is None for facts in saved):
             self.progress.say("the checkpoints are not of one step: all runs begin anew")
             for loop in self.loops.values():
-                loop.forget()
+                if loop.store is not None:
+                    loop.store.remove()
 
     def _open(self, slot: int) -> None:
         loop = self.loops[slot]
@@ -267,7 +261,7 @@ class _Together:
         started = time.perf_counter()
         chosen = {slot: self._choose(loop) for slot, loop in self.loops.items()}
         before = {slot: loop.state.facts.tokens for slot, loop in self.loops.items()}
-        losses = self._gradients(chosen)
+        losses = self.passes.gradients(self.loops, chosen)
         seconds = time.perf_counter() - started
         taken = {slot: self.loops[slot].state.facts.tokens - held for slot, held in before.items()}
         for slot, one in chosen.items():
@@ -312,58 +306,6 @@ class _Together:
             elif loop.done:
                 self._end(slot, loop.result())
 
-    def _gradients(self, chosen: Mapping[int, Chosen]) -> dict[int, float]:
-        """Adds to every slot the gradient of its run's mean loss; returns the losses."""
-        device = self.accelerator.device
-        parts = [(slots, self._batch(rows)) for slots, rows in self._parts(chosen)]
-        items = dict.fromkeys(chosen, 0)
-        for slots, batch in parts:
-            for k, count in zip(slots, loss_items(batch["labels"]).tolist(), strict=True):
-                items[k] += count
-        losses = dict.fromkeys(chosen, 0.0)
-        for slots, batch in parts:
-            held = {name: value.to(device) for name, value in batch.items()}
-            each = self._forward(slots, held)
-            shares = torch.tensor([1 / max(items[k], 1) for k in slots], device=device)
-            for k, value in zip(slots, (each.detach() * shares).tolist(), strict=True):
-                losses[k] += value if items[k] else math.nan
-            self.accelerator.backward((each * shares).sum())
-        for slot in chosen:
-            self.loops[slot].taker.penalise()
-        return losses
-
-    def _forward(self, slots: Sequence[int], batch: Mapping[str, Tensor]) -> Tensor:
-        taker = next(iter(self.loops.values())).taker
-        model, device = self.delta.model, self.accelerator.device
-        context = forward_context(model, taker.settings.precision, device, batch)
-        labelled = self.delta.host.labels.set(batch["labels"])  # which the model does not get
-        with self.delta.route(slots), taker.packed(), context, labelled:
-            logits = model(**inputs_without_loss(model, batch)).logits
-        return row_losses(model, logits, batch["labels"])
-
-    def _batch(self, rows: Sequence[tuple[int, Any]]) -> Mapping[str, Tensor]:
-        """The rows as one batch; their tokens are counted by run."""
-        batch = self.collate([row for _, row in rows])
-        for place, (k, _) in enumerate(rows):
-            one = {name: value[place : place + 1] for name, value in batch.items()}
-            self.loops[k].state.facts.tokens += count_tokens(one)
-        return batch
-
-    def _parts(self, chosen: Mapping[int, Chosen]) -> list[tuple[list[int], list[tuple[int, Any]]]]:
-        """The rows of all runs by length, in parts that keep to the budget, runs in order."""
-        rows = [(k, row) for k, one in chosen.items() for row in self._visit(k, one)]
-        lengths = [row_length(row) for _, row in rows]
-        packed = self.jobs[0].settings.packing
-        parts = [
-            [rows[place] for place in sorted(part)]
-            for part in cut(lengths, self.tokens, packed=packed, device=self.accelerator.device)
-        ]
-        return [([k for k, _ in part], part) for part in parts]
-
-    def _visit(self, slot: int, chosen: Chosen) -> list[Any]:
-        loop = self.loops[slot]
-        return loop.taker.visit(loop.state, chosen.rows)
-
 
 def _visits(jobs: Sequence[Job]) -> float:
     """How often a row is seen, in the mean, where jobs share rows."""
@@ -372,12 +314,20 @@ def _visits(jobs: Sequence[Job]) -> float:
     return seen / max(sum(rows.values()), 1)
 
 
-def _loop(run: SlotRun, job: Job, collate: Collate, accelerator: Accelerator) -> Loop:
-    taker, state, warmup = begin(run, job.rows, collate, job.settings, job.budget, accelerator)
+def _loop(run: SlotRun, job: Job, passes: SharedPasses) -> Loop:
+    taker, state, warmup = begin(
+        run, job.rows, passes.collate, job.settings, job.budget, passes.accelerator
+    )
     validate = job.validate and functools.partial(_routed, run, job.validate)
     return Loop.of(
         taker, state, warmup, job.budget, validate, job.metric, job.folder, SilentProgress()
     )
+
+
+def _saved(loop: Loop) -> Facts:
+    """How far a run is by its checkpoint. Raises ArtefactError as `Loop.open` does."""
+    found = None if loop.store is None else loop.store.read(loop.identity)
+    return Facts() if found is None else Facts.read(found.record["facts"])
 
 
 def _routed(run: SlotRun, validate: Validate) -> Mapping[str, float]:
